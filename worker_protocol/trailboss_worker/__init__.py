@@ -1,0 +1,1 @@
+"""What Python workers of Trailboss (and of RoadRunner) import; standard library only."""
