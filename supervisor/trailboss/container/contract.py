@@ -1,0 +1,266 @@
+"""THE PLUGIN CONTRACT: what a plugin is, what it gets, what it may be asked.
+
+A plugin is one part of the server with a life of its own: the jobs queue, the status port, the log. It moves through
+the phases of :mod:`trailboss.container.lifecycle` and is started by the startup nursery
+(:mod:`trailboss.container.startup`) when everything it requires is healthy. `run` says "I can serve" by calling
+``task_status.started()``; spawned and ready are two events everywhere. Errors before that belong to the start and end
+it; errors afterwards are a value in the supervisor's mailbox and make this plugin `failed`, never more.
+
+Plugins never import each other. They meet through typed services (:class:`Services`): the one provides a value under
+its type, the other asks for that type and names the provider in `requires`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import trio
+
+if TYPE_CHECKING:
+    from trailboss.workers.pool import Pool, PoolSpec
+
+__all__ = [
+    "Access",
+    "Caller",
+    "CallerRole",
+    "Health",
+    "Layer",
+    "Phase",
+    "Plugin",
+    "PluginFailed",
+    "PluginState",
+    "RpcMethod",
+    "RpcRefused",
+    "Services",
+    "WholePhase",
+    "raw",
+]
+
+T = TypeVar("T")
+
+
+class Phase(enum.Enum):
+    """Phase of one plugin; the transitions are the table in :mod:`trailboss.container.lifecycle`."""
+
+    DECLARED = "declared"
+    STARTING = "starting"
+    HEALTHY = "healthy"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class WholePhase(enum.Enum):
+    """Phase of the whole server, as `trailboss.State` and `service not ready` say it."""
+
+    STARTING = "starting"  # steps 1-4: back-ends start, the gate is closed
+    INITIALISING = "initialising"  # step 5: on_init commands run, sensitive methods are refused
+    BOOTING = "booting pools"  # step 6: workers start
+    READY = "ready"  # step 7: every pool has its quorum, listeners open
+    DRAINING = "draining"  # stopping: intake closed, what runs is finished
+    STOPPED = "stopped"
+
+
+class Layer(enum.IntEnum):
+    """Where a plugin stands in the start and stop order.
+
+    Start: TELEMETRY, then the RPC port (bound, gate closed), then BACKEND and DRIVER by dependency. Stop is the written
+    reverse walk: intake, drain, pools, DRIVER, RPC, BACKEND, TELEMETRY. A plugin may require plugins of its own
+    or a lower layer only.
+    """
+
+    TELEMETRY = 0  # logs, otel: first up, last down
+    BACKEND = 1  # state that workers and RPC callers use until the very end: kv, lock, metrics, status
+    DRIVER = 2  # connections to queues and brokers: closed before the RPC port, after the last ack
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a plugin says of itself; asked for status, metrics and readiness, never on the request path."""
+
+    ok: bool
+    reason: str = ""
+
+
+class PluginFailed(Exception):
+    """A plugin could not start, or died. Carries its `name`, the `phase` it was in, and a `reason` for people."""
+
+    def __init__(self, name: str, phase: Phase, reason: str) -> None:
+        super().__init__(f"plugin {name} failed while {phase.value}: {reason}")
+        self.name = name
+        self.phase = phase
+        self.reason = reason
+
+
+class Services:
+    """Typed meeting place of the plugins: one value per type.
+
+    `provide` is called by the owner before it calls ``started()``; `get` by whoever requires that owner. Asking for a
+    type that nobody has provided is a programming error of the graph and raises LookupError naming the type.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[type[object], object] = {}
+
+    def provide(self, key: type[T], value: T) -> None:
+        """Offer `value` under the type `key`. Raises ValueError if that type has a provider already."""
+        if key in self._values:
+            raise ValueError(f"service {key.__name__} is provided twice")
+        self._values[key] = value
+
+    def get(self, key: type[T]) -> T:
+        """Return the value provided under `key`. Raises LookupError if there is none."""
+        try:
+            return cast(T, self._values[key])
+        except KeyError:
+            raise LookupError(
+                f"no plugin has provided the service {key.__name__}; name its plugin in `requires`"
+            ) from None
+
+    def find(self, key: type[T]) -> T | None:
+        """Return the value provided under `key`, or None."""
+        return cast("T | None", self._values.get(key))
+
+
+class Plugin:
+    """Base of every plugin, Trailboss's own and third parties' (entry point group ``trailboss.plugins``).
+
+    The constructor of a subclass takes its configuration section (or nothing) and does no I/O. Everything else has a
+    default here, so that a plugin consists of what it does. An entry point names a callable that takes the loaded
+    :class:`trailboss.config.schema.Config` and returns a Plugin, or None where the configuration does not ask for it.
+    """
+
+    #: Name in the configuration, in logs (the channel), in `trailboss.State` and, in front of the dot, of RPC methods.
+    name: str = ""
+    layer: Layer = Layer.BACKEND
+    #: Names of plugins that have to be healthy before this one starts (and that stop after it).
+    requires: frozenset[str] = frozenset()
+    #: Like `requires`, but ignored where no such plugin is configured.
+    after: frozenset[str] = frozenset()
+    start_timeout_seconds: float = 30.0
+    stop_timeout_seconds: float = 10.0
+
+    async def run(
+        self, services: Services, stopping: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Start, call ``task_status.started()`` once the plugin can serve, and return when `stopping` is set.
+
+        Raises: anything. Before ``started()`` it fails the start; afterwards it makes this plugin `failed`.
+        On cancellation: the axe, used when a deadline has passed; release what must be released and leave.
+        """
+        task_status.started()
+        await stopping.wait()
+
+    def health(self) -> Health:
+        """Say whether the plugin can do its work now. Must not block and must not raise."""
+        return Health(ok=True)
+
+    def rpc_methods(self) -> Sequence[RpcMethod]:
+        """RPC methods of this plugin; asked once, before anything starts."""
+        return ()
+
+    def pools(self) -> Sequence[PoolSpec]:
+        """Worker pools this plugin needs; asked once, before anything starts; booted in step 6."""
+        return ()
+
+    def attach_pool(self, pool: Pool) -> None:
+        """Receive a pool asked for by `pools`; it exists from now on and boots in step 6."""
+
+    async def open(self) -> None:
+        """Step 7: every pool has its quorum; open public listeners, begin to consume. Returns when that is done."""
+
+    async def close_intake(self) -> None:
+        """Stop, first step: take nothing new from outside from now on. Must return quickly."""
+
+    async def drain(self) -> None:
+        """Stop, second step: return when nothing that was taken is in flight any more.
+
+        On cancellation: the drain deadline has passed; give back to its queue what can be given back.
+        """
+
+    def state_detail(self) -> Mapping[str, object]:
+        """Figures for people (`trailboss.State`): small, JSON values only, no secrets. Must not block."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class PluginState:
+    """One row of `trailboss.State`."""
+
+    name: str
+    phase: Phase
+    since_seconds: float  #: how long it has been in this phase
+    waiting_for: tuple[str, ...]  #: plugins it waits for before it can start
+    reason: str  #: why it failed, or ""
+    optional: bool
+    health: Health | None  #: None unless the phase is healthy
+
+
+# --- RPC ------------------------------------------------------------------------------------------------------------
+
+
+class Access(enum.Enum):
+    """How the gate treats a method (design: "Start-up")."""
+
+    NORMAL = "normal"  # waits for the gate
+    SENSITIVE = "sensitive"  # waits for the gate; refused while on_init runs
+    ALWAYS = "always"  # answers in every phase
+
+
+class CallerRole(enum.Enum):
+    """Who an RPC peer is, as far as the operating system can tell."""
+
+    WORKER = "worker"
+    ON_INIT = "on_init"
+    OPERATOR = "operator"  # anybody else who may connect: CLI, exporter, another process of the same user
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The peer of one RPC connection; matched to workers by session id, so wrappers and children count as theirs."""
+
+    role: CallerRole = CallerRole.OPERATOR
+    pool: str = ""  #: pool of the worker, "" otherwise
+    pid: int = 0  #: 0 where the transport does not tell (loopback TCP after the peer has gone)
+    uid: int = -1
+    booting: bool = False  #: the worker has not finished its handshake
+
+
+class RpcRefused(Exception):
+    """A handler declines; its text is the error answer as it stands (nothing is logged but a debug line)."""
+
+
+class raw(bytes):  # noqa: N801 - reads like the codec it stands for
+    """Bytes of a method that speaks the RAW codec (rpc.Config): plain with RAW, base64 text with JSON."""
+
+
+#: A handler takes the decoded argument and the caller; sync handlers are answered in place on the reactor and must not
+#: block; async ones get a task of their own and the deadline of the call.
+Handler = Callable[[Any, Caller], object | Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class RpcMethod:
+    """One RPC method: ``service.Method``, who may call it when, and how argument and result travel.
+
+    `argument` and `result` are either a generated protobuf message class (PROTO codec only) or None for plain values
+    (JSON and msgpack: str, bool, int, list, dict; RAW where the result is :class:`raw`).
+    """
+
+    name: str
+    handler: Handler
+    access: Access = Access.NORMAL
+    argument: type[object] | None = None
+    result: type[object] | None = None
+    #: The call may have to wait for this pool (reset, add worker): a caller that this very pool waits for, a booting
+    #: worker of it, is refused at once. A callable takes the decoded argument and returns the pool's name.
+    needs_pool: str | Callable[[Any], str] = ""
+    #: Longest run in seconds; None means `rpc.call_timeout`. Methods with a limit of their own set that + 5 s.
+    deadline_seconds: float | None = None
+    #: The call reaches a plugin whose failure has to be reported instead ("" = the part before the dot).
+    plugin: str = ""
+    #: One line for people (`trailboss.Methods`, docs).
+    doc: str = field(default="", compare=False)
