@@ -1,0 +1,604 @@
+"""What a configuration says, as frozen dataclasses: one class per section, one field per key.
+
+Every key is declared by `key(default, doc, unit)`. From these declarations come the strict loader, `trailboss config
+--defaults`, the JSON Schema and docs/configuration.md, so a key exists in all of them or in none. Field names are
+RoadRunner's key names. Durations are floats in seconds, sizes are in the unit the key is written in (megabytes mostly).
+
+A value of 0 that means "work it out" is kept as it was written; the `resolved_*` properties say what it comes to.
+The classes hold values only; what belongs together across sections is judged in rules.py, and nothing here does I/O.
+"""
+
+# ruff: noqa: RUF009  key() is the field declaration itself, as dataclasses.field is
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from trailboss.config.problems import Problem
+from trailboss.config.values import check_address, check_listen, check_log_target, check_relay
+
+__all__ = [
+    "AS_ALLOCATE_TIMEOUT",
+    "PIPELINE_DRIVERS",
+    "UNAVAILABLE_KEYS",
+    "UNAVAILABLE_SECTIONS",
+    "Command",
+    "Config",
+    "ConfigSource",
+    "Duration",
+    "EndureConfig",
+    "Environment",
+    "FileLoggerConfig",
+    "JobsConfig",
+    "JobsOptions",
+    "Kind",
+    "LogChannelConfig",
+    "LogsConfig",
+    "Megabytes",
+    "MemoryPipelineConfig",
+    "OnInitConfig",
+    "OtelConfig",
+    "OtelResource",
+    "PipelineConfig",
+    "PluginOptions",
+    "PoolConfig",
+    "RpcConfig",
+    "SecondsOrDuration",
+    "ServerConfig",
+    "StatusConfig",
+    "SupervisorConfig",
+    "key",
+    "section_keys",
+]
+
+T = TypeVar("T")
+
+
+class Kind(Enum):
+    """How the text of a value becomes the field's Python value where the Python type alone does not say it."""
+
+    DURATION = "duration"
+    SECONDS_OR_DURATION = "seconds_or_duration"
+    MEGABYTES = "megabytes"
+    COMMAND = "command"
+    ENVIRONMENT = "environment"
+
+
+Duration = Annotated[float, Kind.DURATION]
+"""Seconds; written with a unit (`300ms`, `10s`, `1h3m`), a bare number other than 0 is refused."""
+
+SecondsOrDuration = Annotated[float, Kind.SECONDS_OR_DURATION]
+"""Seconds; a bare integer means seconds (RoadRunner's three keys of that kind), a duration is accepted as well."""
+
+Megabytes = Annotated[int, Kind.MEGABYTES]
+"""A whole number of megabytes (1,048,576 bytes each)."""
+
+Command = tuple[str, ...]
+"""An argument vector; written as a list, or as a string that is split at spaces without quoting and without a shell."""
+
+Environment = Annotated[Mapping[str, str], Kind.ENVIRONMENT]
+"""Environment variables; the names are upper-cased as RoadRunner does."""
+
+LogMode = Literal["none", "off", "production", "development", "raw"]
+LogLevel = Literal["panic", "error", "warn", "info", "debug"]
+LogEncoding = Literal["", "console", "json"]
+
+AS_ALLOCATE_TIMEOUT: Final = -1.0
+"""Stands for "as allocate_timeout" until a PoolConfig exists; no PoolConfig ever shows it."""
+
+
+def key(
+    default: object,
+    doc: str,
+    unit: str = "",
+    *,
+    default_text: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    check: Callable[[str], tuple[str, str] | None] | None = None,
+    note: str = "",
+) -> Any:  # the one Any: a dataclass field stands in for the value, as dataclasses.field does
+    """Declare one configuration key; `default` is a value, a factory (dict, a section class) or `...` for "required".
+
+    `default_text` replaces the default in documents where the default depends on other keys. `minimum` and `maximum`
+    bound numbers. `check` judges one string: None, or (what is wrong, what to do). `note` marks a key that is accepted
+    for compatibility; whoever writes it finds the note in the log.
+    """
+    metadata = {
+        "doc": doc,
+        "unit": unit,
+        "default_text": default_text,
+        "minimum": minimum,
+        "maximum": maximum,
+        "check": check,
+        "note": note,
+    }
+    if default is ...:
+        return field(metadata=metadata, kw_only=True)
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def cpu_count() -> int:
+    """Return how many processors this process may use (at least 1); the affinity mask counts, as in RoadRunner."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class RpcConfig:
+    """`rpc`: the port that workers and the command line talk to."""
+
+    enabled: bool = key(True, "false turns the RPC port off; workers then get no RR_RPC.")
+    listen: str = key(
+        "",
+        "tcp://host:port or unix://path; empty: a private unix socket (0600) in $RUNTIME_DIRECTORY, "
+        "$XDG_RUNTIME_DIR/trailboss or a private folder of the temp directory.",
+        check=check_listen,
+    )
+    allow_remote: bool = key(
+        False, "Allow `listen` on an address that is not loopback; any peer may then call."
+    )
+    ready_timeout: Duration = key(
+        5.0, "How long a call waits for the start-up gate before `service not ready`; 0s refuses at once."
+    )
+    call_timeout: Duration = key(60.0, "Longest run of one call; methods with a limit of their own use that.")
+    idle_timeout: Duration = key(0.0, "Close a connection that is silent for this long; 0s: never.")
+    read_timeout: Duration = key(30.0, "A frame that has begun must be complete within this time.")
+    max_connections: int = key(1024, "Connections at the same time; more are closed at once.", minimum=1)
+    max_frame_size: Megabytes = key(64, "Largest frame that is accepted.", "MB", minimum=1, maximum=4095)
+    max_bytes_in_flight: Megabytes = key(
+        256, "Bytes of calls and replies held for all connections together.", "MB", minimum=1
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OnInitConfig:
+    """`server.on_init`: a command that runs once during start, when RPC is open and before any worker boots."""
+
+    command: Command = key(..., "Command to run; a list, or a string split at spaces.")
+    exec_timeout: Duration = key(60.0, "The command and its children are killed after this time.")
+    exit_on_error: bool = key(
+        False, "Fail the start when the command fails or times out; otherwise log it and go on."
+    )
+    env: Environment = key(dict, "Additional environment variables; the process's own environment wins.")
+    user: str = key("", "Name of the user the command runs as; empty: as Trailboss.")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """`server`: how workers are started."""
+
+    command: Command = key(
+        (),
+        "Command of every worker; a list, or a string split at spaces. `<plugin>.pool.command` overrides it.",
+    )
+    user: str = key("", "Name of the user that workers run as; needs root. Empty: as Trailboss.")
+    group: str = key("", "Name of the group that workers run as; empty: the user's own group.")
+    env: Environment = key(dict, "Environment variables of every worker, added to Trailboss's own.")
+    relay: str = key("pipes", "pipes, tcp://host:port or unix://path.", check=check_relay)
+    relay_timeout: Duration = key(
+        60.0,
+        "Accepted, no effect (nor in RoadRunner since 2024.1).",
+        note="has no effect; boot_timeout of the pool decides",
+    )
+    on_init: OnInitConfig | None = key(None, "A command that runs once during start.")
+    python: str = key(
+        "",
+        "Interpreter for Python workers; used when the command begins with `trailboss-worker`. Empty: Trailboss's own.",
+    )
+    boot_parallelism: int = key(
+        0,
+        "Workers that boot at the same time, over all pools; 0: 4 x CPUs.",
+        default_text="4 x CPUs",
+        minimum=0,
+    )
+    stderr_line_max: int = key(
+        16384, "Longest line of worker stderr in the log; the rest of the line is cut.", "bytes", minimum=256
+    )
+    stderr_rate: int = key(
+        0, "Lines of stderr logged per second and worker; more are counted only. 0: all.", minimum=0
+    )
+
+    @property
+    def resolved_boot_parallelism(self) -> int:
+        """How many workers may boot at the same time."""
+        return self.boot_parallelism or 4 * cpu_count()
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorConfig:
+    """`<plugin>.pool.supervisor`: limits of one worker; 0 turns a limit off."""
+
+    watch_tick: Duration = key(
+        5.0,
+        "Accepted, no effect: limits have exact deadlines.",
+        note="has no effect; limits have exact deadlines",
+    )
+    ttl: Duration = key(0.0, "Greatest age; an older worker is replaced when it is idle.")
+    idle_ttl: Duration = key(0.0, "Greatest idle time after the first use; the worker is then replaced.")
+    exec_ttl: Duration = key(0.0, "Longest execution; the worker is killed in the middle of it.")
+    max_worker_memory: Megabytes = key(
+        0, "Resident memory; a larger worker is replaced when it is idle.", "MB", minimum=0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """`<plugin>.pool`: the workers of one plugin."""
+
+    debug: bool = key(
+        False, "Start a fresh worker for every execution; all other keys but exec_ttl are ignored."
+    )
+    command: Command = key((), "Command of this pool's workers.", default_text="server.command")
+    num_workers: int = key(0, "Workers; 0: one per CPU.", default_text="CPUs", minimum=0, maximum=10_000)
+    max_jobs: int = key(0, "Executions before a worker is replaced (with a small jitter); 0: off.", minimum=0)
+    max_queue_size: int = key(
+        0,
+        "Executions that may wait for a worker; more are refused at once.",
+        default_text="4 x num_workers + 100",
+        minimum=0,
+    )
+    allocate_timeout: Duration = key(60.0, "Feeds boot_timeout and queue_timeout where they are not given.")
+    boot_timeout: Duration = key(
+        AS_ALLOCATE_TIMEOUT,
+        "From spawn to the end of the handshake of one worker.",
+        default_text="allocate_timeout",
+    )
+    queue_timeout: Duration = key(
+        AS_ALLOCATE_TIMEOUT,
+        "Longest wait of an execution for a free worker.",
+        default_text="allocate_timeout",
+    )
+    reset_timeout: Duration = key(60.0, "A reset waits this long for busy workers, then kills them.")
+    stream_timeout: Duration = key(60.0, "Wait for the worker's confirmation after a stream was cancelled.")
+    destroy_timeout: Duration = key(60.0, "Stop of the whole pool; workers still busy then are killed.")
+    stop_timeout: Duration = key(10.0, "One worker's time between being told to stop and SIGKILL.")
+    quorum: int | None = key(
+        None,
+        "Ready workers needed for the pool to count as up.",
+        default_text="num_workers at the first start, 1 afterwards, 0 with debug",
+        minimum=0,
+    )
+    max_frame_size: Megabytes = key(
+        128, "Largest frame accepted from a worker.", "MB", minimum=1, maximum=4095
+    )
+    supervisor: SupervisorConfig = key(SupervisorConfig, "Limits of one worker.")
+
+    def __post_init__(self) -> None:
+        """Give boot_timeout and queue_timeout the value of allocate_timeout where they were not written."""
+        for name in ("boot_timeout", "queue_timeout"):
+            if getattr(self, name) == AS_ALLOCATE_TIMEOUT:
+                object.__setattr__(self, name, self.allocate_timeout)
+
+    @property
+    def resolved_num_workers(self) -> int:
+        """How many workers the pool keeps."""
+        return self.num_workers or cpu_count()
+
+    @property
+    def resolved_max_queue_size(self) -> int:
+        """How many executions may wait for a worker."""
+        return self.max_queue_size or 4 * self.resolved_num_workers + 100
+
+    @property
+    def resolved_quorum(self) -> int:
+        """How many ready workers the first start needs."""
+        if self.debug:
+            return 0
+        return self.resolved_num_workers if self.quorum is None else self.quorum
+
+    @property
+    def resolved_quorum_running(self) -> int:
+        """How many ready workers the pool needs to count as up once it has been up."""
+        if self.debug:
+            return 0
+        return 1 if self.quorum is None else self.quorum
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPipelineConfig:
+    """`jobs.pipelines.<name>.config` of the driver `memory`: a queue in the server's own memory, lost with it."""
+
+    priority: int = key(
+        10, "Priority of jobs pushed without one; lower is more urgent.", minimum=-(2**63), maximum=2**63 - 1
+    )
+    prefetch: int = key(
+        100_000, "Jobs of this pipeline that may wait for a worker at the same time.", minimum=1
+    )
+
+
+PIPELINE_DRIVERS: Final[Mapping[str, type]] = {"memory": MemoryPipelineConfig}
+"""Jobs drivers of this version and the dataclass of their `config`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineConfig:
+    """`jobs.pipelines.<name>`: one queue. `config` holds the driver's keys, already checked and converted."""
+
+    driver: str = key(..., "Driver of the pipeline: memory.")
+    config: Mapping[str, object] = key(dict, "Keys of the driver.")
+
+
+@dataclass(frozen=True, slots=True)
+class JobsOptions:
+    """`jobs.options`."""
+
+    parallelism: int = key(10, "Pipelines started or stopped at the same time.", minimum=1)
+
+
+@dataclass(frozen=True, slots=True)
+class JobsConfig:
+    """`jobs`: queues and the workers that consume them."""
+
+    num_pollers: int = key(
+        0,
+        "Accepted, no effect (nor in RoadRunner).",
+        note="has no effect; jobs are handed to workers without pollers",
+    )
+    pipeline_size: int = key(
+        1_000_000, "Jobs the shared queue may hold; a push beyond is refused.", minimum=1
+    )
+    timeout: SecondsOrDuration = key(60.0, "Budget of each push, pause, resume, stat and stop.", minimum=1)
+    options: JobsOptions = key(JobsOptions, "Further options.")
+    pool: PoolConfig = key(PoolConfig, "Workers that run the jobs.")
+    consume: tuple[str, ...] = key(
+        (), "Pipelines that are consumed from the start; others are started by `resume`."
+    )
+    pipelines: Mapping[str, PipelineConfig] = key(dict, "Pipelines by name.")
+    max_attempts: int = key(5, "Runs of a job whose worker dies before it becomes a dead letter.", minimum=1)
+    retry_backoff: Duration = key(1.0, "Delay before the second run; it doubles with every further one.")
+    retry_backoff_max: Duration = key(60.0, "Longest delay between two runs.")
+    dead_letter_limit: int = key(10_000, "Dead letters kept per pipeline; the oldest goes first.", minimum=0)
+
+
+@dataclass(frozen=True, slots=True)
+class StatusConfig:
+    """`status`: health, ready, jobs and state over HTTP."""
+
+    address: str = key(..., "host:port of the status server.", check=check_address)
+    unavailable_status_code: int = key(
+        503, "HTTP status of the answer `not ready`.", minimum=100, maximum=599
+    )
+    check_timeout: SecondsOrDuration = key(60.0, "Longest wait for a request on the status port.", minimum=1)
+
+
+@dataclass(frozen=True, slots=True)
+class FileLoggerConfig:
+    """`logs.file_logger_options`: a rotating file, always JSON; it replaces `output`."""
+
+    log_output: str = key(
+        "", "Path of the file; empty: trailboss.log in the temp directory.", check=check_log_target
+    )
+    max_size: Megabytes = key(100, "Size at which the file is rotated.", "MB", minimum=1)
+    max_age: int = key(24, "Days a rotated file is kept.", "days", minimum=0)
+    max_backups: int = key(10, "Rotated files that are kept.", minimum=0)
+    compress: bool = key(False, "Compress rotated files with gzip.")
+
+
+@dataclass(frozen=True, slots=True)
+class LogChannelConfig:
+    """`logs.channels.<plugin>`: the logger of one plugin; a key that is not given is inherited from `logs`."""
+
+    mode: LogMode | None = key(None, "As logs.mode.", default_text="logs.mode")
+    level: LogLevel | None = key(None, "As logs.level.", default_text="logs.level")
+    encoding: LogEncoding | None = key(None, "As logs.encoding.", default_text="logs.encoding")
+    line_ending: str | None = key(None, "As logs.line_ending.", default_text="logs.line_ending")
+    output: tuple[str, ...] | None = key(
+        None, "As logs.output.", default_text="logs.output", check=check_log_target
+    )
+    err_output: tuple[str, ...] | None = key(
+        None, "As logs.err_output.", default_text="logs.err_output", check=check_log_target
+    )
+    file_logger_options: FileLoggerConfig | None = key(
+        None, "As logs.file_logger_options.", default_text="logs.file_logger_options"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LogsConfig:
+    """`logs`: what is logged, how it looks and where it goes."""
+
+    mode: LogMode = key(
+        "development",
+        "production: JSON; development: coloured console; raw: message only; none, off: nothing.",
+    )
+    level: LogLevel = key("debug", "Least level that is logged.")
+    encoding: LogEncoding = key("", "console or json; empty: by mode.")
+    line_ending: str = key("\n", "End of a record; an empty one is taken as a newline.")
+    output: tuple[str, ...] = key(("stderr",), "stdout, stderr or file paths.", check=check_log_target)
+    err_output: tuple[str, ...] = key(
+        ("stderr",), "Where the logger reports its own errors.", check=check_log_target
+    )
+    file_logger_options: FileLoggerConfig | None = key(None, "A rotating file instead of `output`.")
+    channels: Mapping[str, LogChannelConfig] = key(
+        dict, "Loggers by plugin name (`server`, `jobs`, `rpc`, `app`)."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OtelResource:
+    """`otel.resource`: who the spans say they come from; OTEL_RESOURCE_ATTRIBUTES fills in what is left out."""
+
+    service_name: str = key("", "Name of the service.")
+    service_version: str = key("", "Version of the service.")
+    service_namespace: str = key("", "Namespace of the service.")
+    service_instance_id: str = key("", "Identifier of this instance.")
+
+
+@dataclass(frozen=True, slots=True)
+class OtelConfig:
+    """`otel`: OpenTelemetry traces."""
+
+    resource: OtelResource = key(OtelResource, "Attributes of the service.")
+    insecure: bool = key(False, "Speak to the collector without TLS.")
+    compress: bool = key(False, "Compress what is exported with gzip.")
+    exporter: Literal["otlp", "stdout", "stderr"] = key("otlp", "Where spans go.")
+    client: Literal["", "http", "grpc"] = key(
+        "", "Protocol of the otlp exporter; empty: OTEL_EXPORTER_OTLP[_TRACES]_PROTOCOL, else http."
+    )
+    custom_url: str = key("", "URL path of the collector; http client only.")
+    endpoint: str = key("", "host:port of the collector; empty: OpenTelemetry's default.")
+    headers: Mapping[str, str] = key(dict, "Headers sent to the collector; names are lower-cased.")
+    service_name: str = key(
+        "", "Deprecated: use resource.service_name.", note="is deprecated; use otel.resource.service_name"
+    )
+    service_version: str = key(
+        "",
+        "Deprecated: use resource.service_version.",
+        note="is deprecated; use otel.resource.service_version",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EndureConfig:
+    """`endure`: RoadRunner's container; only the stop budget matters here."""
+
+    grace_period: Duration = key(30.0, "Budget of the whole graceful stop.")
+    log_level: Literal["debug", "info", "warn", "error"] = key(
+        "error", "Accepted, no effect.", note="has no effect; use logs.level"
+    )
+    print_graph: bool = key(
+        False, "Accepted, no effect.", note="has no effect; `trailboss state` shows the plugins"
+    )
+    watchdog_sec: int = key(
+        0,
+        "Accepted, no effect.",
+        "s",
+        minimum=0,
+        note="has no effect; WATCHDOG=1 follows the interval systemd asks for",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PluginOptions:
+    """`plugins.<name>`: how the start treats one plugin."""
+
+    optional: bool = key(False, "The others start and run even when this plugin fails.")
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigSource:
+    """Where a configuration came from."""
+
+    path: str | None = None
+    """Absolute path of the root file."""
+    files: tuple[str, ...] = ()
+    """Every file read, the root first."""
+    working_directory: str = ""
+    """Absolute folder that relative paths refer to; whoever starts the server changes into it."""
+    merged: Mapping[str, object] = field(default_factory=dict)
+    """The whole merged configuration as plain values, secrets included; see `trailboss.config.redact`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole configuration; a section that is None was not written and its plugin stays off."""
+
+    version: str = key("3", 'Version of the format, "3"; every file must say it.')
+    rpc: RpcConfig = key(RpcConfig, "The RPC port.")
+    server: ServerConfig | None = key(None, "How workers are started.")
+    jobs: JobsConfig | None = key(None, "Queues and their workers.")
+    status: StatusConfig | None = key(None, "Health and readiness over HTTP.")
+    logs: LogsConfig = key(LogsConfig, "Logging.")
+    otel: OtelConfig | None = key(None, "Traces.")
+    endure: EndureConfig = key(EndureConfig, "The stop budget, under RoadRunner's name.")
+    plugins: Mapping[str, PluginOptions] = key(dict, "Options of plugins by name.")
+    extensions: Mapping[str, object] = field(default_factory=dict)
+    """Sections that third-party plugins brought a dataclass for, by section name."""
+    source: ConfigSource = field(default_factory=ConfigSource)
+    notes: tuple[Problem, ...] = ()
+    """Things worth a log line that are no error: keys without effect, unset variables."""
+
+    def extension(self, name: str, section_type: type[T]) -> T | None:
+        """Return the section `name` of a third-party plugin, or None where the file has no such section.
+
+        Raises TypeError when the section was loaded with another dataclass.
+        """
+        section = self.extensions.get(name)
+        if section is None:
+            return None
+        if not isinstance(section, section_type):
+            raise TypeError(f"section {name} is a {type(section).__name__}, not a {section_type.__name__}")
+        return section
+
+    def is_optional(self, plugin: str) -> bool:
+        """Say whether the start may go on without `plugin`."""
+        options = self.plugins.get(plugin)
+        return options is not None and options.optional
+
+
+_LATER = "remove the section or run it with RoadRunner beside Trailboss"
+
+UNAVAILABLE_SECTIONS: Final[Mapping[str, tuple[str, str]]] = {
+    **{
+        name: (f"the {name} plugin is not available in this version of Trailboss", _LATER)
+        for name in (
+            "http",
+            "kv",
+            "metrics",
+            "service",
+            "tcp",
+            "grpc",
+            "centrifuge",
+            "temporal",
+            "fileserver",
+            "lock",
+            "amqp",
+            "kafka",
+            "nats",
+            "sqs",
+            "beanstalk",
+            "google_pub_sub",
+            "boltdb",
+            "redis",
+            "memcached",
+            "fcgi",
+            "broadcast",
+            "websockets",
+        )
+    },
+    "reload": (
+        "the reload plugin left RoadRunner in 2023",
+        "remove the section and run `trailboss reset` after a change",
+    ),
+    "new_relic": ("the new_relic plugin left RoadRunner", "remove the section and use otel"),
+    "cache": ("the cache plugin is not part of Trailboss", "remove the section"),
+    "envfile": ("envfile is not supported", "remove the key and start with --dotenv FILE"),
+    "app": ("there is no section app", "put the level of application logs under logs.channels.app"),
+}
+"""Sections of RoadRunner that Trailboss knows and does not have: (what is wrong, what to do)."""
+
+UNAVAILABLE_KEYS: Final[Mapping[type, Mapping[str, tuple[str, str]]]] = {
+    PoolConfig: {
+        "dynamic_allocator": (
+            "the dynamic allocator is not available in this version of Trailboss",
+            "remove it and set num_workers to the number of workers wanted at peak",
+        )
+    },
+    JobsConfig: {
+        "pools": (
+            "named pools are not available in this version of Trailboss",
+            "use the one pool under jobs.pool",
+        )
+    },
+}
+"""Keys of RoadRunner that Trailboss knows and does not have, by section class."""
+
+
+def section_keys(section: type) -> dict[str, dataclasses.Field[object]]:
+    """Return the configuration keys of a section class by name, in the order of declaration.
+
+    Fields declared without `key` count as keys too, except in Config, whose plain fields are not read from a file.
+    """
+    return {
+        item.name: item
+        for item in dataclasses.fields(section)
+        if item.init and (section is not Config or "doc" in item.metadata)
+    }
