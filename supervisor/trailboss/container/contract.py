@@ -144,7 +144,10 @@ class Plugin:
     stop_timeout_seconds: float = 10.0
 
     async def run(
-        self, services: Services, stopping: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        services: Services,
+        stopping: trio.Event,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Start, call ``task_status.started()`` once the plugin can serve, and return when `stopping` is set.
 
