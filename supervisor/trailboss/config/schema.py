@@ -77,7 +77,7 @@ SecondsOrDuration = Annotated[float, Kind.SECONDS_OR_DURATION]
 Megabytes = Annotated[int, Kind.MEGABYTES]
 """A whole number of megabytes (1,048,576 bytes each)."""
 
-Command = tuple[str, ...]
+Command = Annotated[tuple[str, ...], Kind.COMMAND]
 """An argument vector; written as a list, or as a string that is split at spaces without quoting and without a shell."""
 
 Environment = Annotated[Mapping[str, str], Kind.ENVIRONMENT]
@@ -101,12 +101,14 @@ def key(
     maximum: float | None = None,
     check: Callable[[str], tuple[str, str] | None] | None = None,
     note: str = "",
+    unavailable: Mapping[str, tuple[str, str]] | None = None,
 ) -> Any:  # the one Any: a dataclass field stands in for the value, as dataclasses.field does
     """Declare one configuration key; `default` is a value, a factory (dict, a section class) or `...` for "required".
 
     `default_text` replaces the default in documents where the default depends on other keys. `minimum` and `maximum`
     bound numbers. `check` judges one string: None, or (what is wrong, what to do). `note` marks a key that is accepted
-    for compatibility; whoever writes it finds the note in the log.
+    for compatibility; whoever writes it finds the note in the log. `unavailable` names values RoadRunner has and Trailboss
+    has not, each with (what is wrong, what to do).
     """
     metadata = {
         "doc": doc,
@@ -116,6 +118,7 @@ def key(
         "maximum": maximum,
         "check": check,
         "note": note,
+        "unavailable": unavailable or {},
     }
     if default is ...:
         return field(metadata=metadata, kw_only=True)
@@ -432,6 +435,15 @@ class OtelResource:
     service_instance_id: str = key("", "Identifier of this instance.")
 
 
+_OLD_EXPORTERS: Final = {
+    name: (
+        f"the {name} exporter is not available in this version of Trailboss",
+        "use otlp; Zipkin and Jaeger accept it",
+    )
+    for name in ("zipkin", "jaeger", "jaeger_agent")
+}
+
+
 @dataclass(frozen=True, slots=True)
 class OtelConfig:
     """`otel`: OpenTelemetry traces."""
@@ -439,7 +451,7 @@ class OtelConfig:
     resource: OtelResource = key(OtelResource, "Attributes of the service.")
     insecure: bool = key(False, "Speak to the collector without TLS.")
     compress: bool = key(False, "Compress what is exported with gzip.")
-    exporter: Literal["otlp", "stdout", "stderr"] = key("otlp", "Where spans go.")
+    exporter: Literal["otlp", "stdout", "stderr"] = key("otlp", "Where spans go.", unavailable=_OLD_EXPORTERS)
     client: Literal["", "http", "grpc"] = key(
         "", "Protocol of the otlp exporter; empty: OTEL_EXPORTER_OTLP[_TRACES]_PROTOCOL, else http."
     )
@@ -493,8 +505,20 @@ class ConfigSource:
     """Every file read, the root first."""
     working_directory: str = ""
     """Absolute folder that relative paths refer to; whoever starts the server changes into it."""
-    merged: Mapping[str, object] = field(default_factory=dict)
+    merged: Mapping[str, object] = field(default_factory=dict, repr=False)
     """The whole merged configuration as plain values, secrets included; see `trailboss.config.redact`."""
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Variables the dotenv file added; whoever starts the server puts them into its own environment."""
+    places: Mapping[str, tuple[str, int]] = field(default_factory=dict, repr=False)
+    """(file, line) of every key that was written, by dotted name."""
+
+    def problem(self, name: str, message: str, remedy: str = "") -> Problem:
+        """Return a finding about the key `name`, placed where it or the nearest section around it was written."""
+        around = name
+        while around and around not in self.places:
+            around = around.rpartition(".")[0]
+        file, line = self.places.get(around, (self.files[0] if self.files else "", 0))
+        return Problem(file, line, name, message, remedy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,88 @@
+"""What must hold between keys: contradictions that can never work, judged on the finished Config.
+
+Each is an error when the configuration is loaded. What may work but probably is not meant, and what depends on the
+machine (users, ports, commands), is check.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trailboss.config.problems import Problem
+from trailboss.config.schema import Config, JobsConfig, PoolConfig
+from trailboss.config.values import is_loopback, parse_address
+
+__all__ = ["contradictions", "pools"]
+
+
+def pools(config: Config) -> Iterator[tuple[str, PoolConfig]]:
+    """Yield every pool with its dotted name."""
+    if config.jobs is not None:
+        yield "jobs.pool", config.jobs.pool
+
+
+def contradictions(config: Config) -> list[Problem]:
+    """Return everything in the configuration that can never work."""
+    problems = [*_remote_rpc(config), *_commands(config)]
+    for name, pool in pools(config):
+        problems.extend(_quorum(config, name, pool))
+    if config.jobs is not None:
+        problems.extend(_consumed(config, config.jobs))
+    return problems
+
+
+def consumed_pipelines(jobs: JobsConfig) -> tuple[str, ...]:
+    """Return `consume` with every name spelled as the pipeline is, without repetitions."""
+    by_name = {name.lower(): name for name in jobs.pipelines}
+    return tuple(dict.fromkeys(by_name.get(name.lower(), name) for name in jobs.consume))
+
+
+def _remote_rpc(config: Config) -> Iterator[Problem]:
+    rpc = config.rpc
+    if not rpc.enabled or not rpc.listen or rpc.allow_remote:
+        return
+    scheme, host, _ = parse_address(rpc.listen)
+    if scheme == "tcp" and not is_loopback(host):
+        yield config.source.problem(
+            "rpc.listen",
+            "the address can be reached from other machines, and whoever reaches it controls the server",
+            "use 127.0.0.1 or a unix socket, or set rpc.allow_remote: true",
+        )
+
+
+def _commands(config: Config) -> Iterator[Problem]:
+    if config.server is not None and config.server.command:
+        return
+    without = [name for name, pool in pools(config) if not pool.command]
+    example = "for example command: [php, worker.php]"
+    if without:
+        yield config.source.problem(
+            f"{without[0]}.command" if config.server is None else "server.command",
+            f"there is no command to start the workers of {without[0]} with",
+            f"set server.command, {example}",
+        )
+    elif config.server is not None and not any(True for _ in pools(config)):
+        yield config.source.problem("server.command", "the key is required", example)
+
+
+def _quorum(config: Config, name: str, pool: PoolConfig) -> Iterator[Problem]:
+    if pool.quorum is not None and not pool.debug and pool.quorum > pool.resolved_num_workers:
+        yield config.source.problem(
+            f"{name}.quorum",
+            f"the quorum can never be reached with {pool.resolved_num_workers} workers",
+            f"write {pool.resolved_num_workers} or less, or raise num_workers",
+        )
+
+
+def _consumed(config: Config, jobs: JobsConfig) -> Iterator[Problem]:
+    known = {name.lower() for name in jobs.pipelines}
+    for index, name in enumerate(jobs.consume):
+        if name.lower() not in known:
+            names = ", ".join(sorted(jobs.pipelines)[:20])
+            yield config.source.problem(
+                f"jobs.consume[{index}]",
+                "there is no pipeline of this name",
+                f"declare it under jobs.pipelines, or use one of: {names}"
+                if names
+                else "declare it under jobs.pipelines",
+            )
