@@ -34,7 +34,7 @@ def json_loads_limited(data: bytes, depth_max: int = DEPTH_MAX, size_max: int = 
     if data.count(b"[") + data.count(b"{") > depth_max:
         _check_json_depth(data, depth_max)
     try:
-        value: object = json.loads(data.decode("utf-8"), parse_float=_finite_float, parse_constant=_refuse)
+        value: object = _JSON_DECODER.decode(data.decode("utf-8"))
         if _JSON_SURROGATE.search(data) is not None:
             # Half of a surrogate pair parses, but the text could never be written out again.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -94,6 +94,9 @@ def _finite_float(text: str) -> float:
 
 def _refuse(text: str) -> float:
     raise ValueError(f"{text} is no JSON")
+
+
+_JSON_DECODER = json.JSONDecoder(parse_float=_finite_float, parse_constant=_refuse)
 
 
 def _check_value(value: object, depth_max: int) -> None:
