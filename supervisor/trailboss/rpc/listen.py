@@ -1,0 +1,299 @@
+"""The listening end: bind the RPC port with clear errors, accept, find out who is there, turn away who may not call.
+
+Binding happens before anything that might call is started; from then on connections are accepted whatever the gate
+says. Who may connect: the users in `allowed_uids`. On a unix socket the kernel names the peer; on loopback TCP the
+client's socket is looked up. What goes wrong while accepting (no descriptor left, a peer gone again) never ends the
+listener: it pauses and goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from trailboss.config.values import is_loopback, parse_address
+from trailboss.container.contract import Caller
+from trailboss.log import logger
+from trailboss.rpc.address import AddressError, prepare_directory
+from trailboss.rpc.connection import RpcConnection
+from trailboss.rpc.peer import Peer, SocketDiagnosis, find_socket_owner, tcp_peer, unix_peer
+from trailboss.rpc.server import RpcServer
+
+__all__ = ["BoundSocket", "Listener", "bind"]
+
+log = logger("rpc")
+
+BACKLOG: Final = 1024
+#: Connections accepted before others on the data plane get their turn.
+ACCEPTS_PER_TURN: Final = 32
+#: Pause after accept has failed for lack of descriptors or memory.
+BACK_OFF_SECONDS: Final = 0.1
+#: The same complaint is logged once in this time.
+COMPLAINT_SECONDS: Final = 60.0
+
+_NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+@dataclass(slots=True)
+class BoundSocket:
+    """A bound, listening, non-blocking socket and where it is."""
+
+    sock: socket.socket
+    family: str  #: "unix" or "tcp"
+    host: str  #: path or host
+    port: int
+    checks_peers: bool
+    _inode: tuple[int, int] = (0, 0)
+
+    def close(self) -> None:
+        """Close the socket and remove its file, unless another server's file is there by now."""
+        self.sock.close()
+        if self.family == "unix":
+            try:
+                found = os.lstat(self.host)
+                if (found.st_dev, found.st_ino) == self._inode:
+                    os.unlink(self.host)
+            except OSError:
+                pass
+
+
+def bind(listen: str, default_path: str, *, uid: int, shared: bool, allow_remote: bool) -> BoundSocket:
+    """Bind `listen` (``tcp://host:port``, ``unix://path``, or "" for the unix socket `default_path`).
+
+    `shared`: users other than `uid` may connect, so file modes let everybody through and the peer check decides.
+    Raises AddressError, whose text names the key, the value and what to do.
+    """
+    if not listen:
+        directory, name = os.path.split(default_path)
+        own = os.path.basename(directory).startswith("trailboss") and name != ""
+        prepare_directory(directory, uid, shared=shared, own_mode=own)
+        return _bind_unix(default_path, f"rpc.listen (default) unix://{default_path}", shared=shared)
+    try:
+        scheme, host, port = parse_address(listen)
+    except ValueError as error:
+        raise AddressError(f"rpc.listen: {listen}: {error}; write tcp://host:port or unix://path") from None
+    if scheme == "unix":
+        return _bind_unix(host, f"rpc.listen: {listen}", shared=shared)
+    return _bind_tcp(host, port, f"rpc.listen: {listen}", allow_remote=allow_remote)
+
+
+def _bind_unix(path: str, what: str, *, shared: bool) -> BoundSocket:
+    _remove_stale(path, what)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        sock.bind(path)
+        # Nobody can connect before listen(), so there is no moment with the wrong mode.
+        os.chmod(path, 0o666 if shared else 0o600)
+        sock.listen(BACKLOG)
+        found = os.lstat(path)
+    except OSError as error:
+        sock.close()
+        raise AddressError(_explain_unix(what, path, error)) from error
+    return BoundSocket(sock, "unix", path, 0, True, (found.st_dev, found.st_ino))
+
+
+def _explain_unix(what: str, path: str, error: OSError) -> str:
+    directory = os.path.dirname(path) or "."
+    if error.errno == errno.ENOENT:
+        return f"{what}: the folder {directory} does not exist; make it or change the path"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{what}: no permission to make a socket in {directory}; change its owner or the path"
+    return f"{what}: {error.strerror or error}; change the path"
+
+
+def _remove_stale(path: str, what: str) -> None:
+    """Remove the socket of a dead server. Raises AddressError if a server answers there, or if it is another file."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return  # nothing there, or bind will say what is wrong
+    if not stat.S_ISSOCK(found.st_mode):
+        raise AddressError(f"{what}: {path} exists and is no socket; remove it or change the path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            pass
+        except OSError as error:
+            raise AddressError(
+                f"{what}: the socket that is there cannot be tried: {error.strerror}"
+            ) from error
+        else:
+            raise AddressError(f"{what}: another server is listening; stop it or choose another path")
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise AddressError(
+            f"{what}: the socket of a dead server cannot be removed: {error.strerror}"
+        ) from error
+
+
+def _bind_tcp(host: str, port: int, what: str, *, allow_remote: bool) -> BoundSocket:
+    if not is_loopback(host):
+        if not allow_remote:
+            raise AddressError(
+                f"{what}: not a loopback address, so any machine could call; "
+                "use 127.0.0.1 or a unix socket, or set rpc.allow_remote: true"
+            )
+        log.warning(
+            "the RPC port is open to other machines, without authentication", address=f"{host}:{port}"
+        )
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise AddressError(f"{what}: the host {host!r} is not known: {error}; write an IP address") from error
+    # PHP connects by IPv4 where a name has both.
+    family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] is not socket.AF_INET)
+    sock = socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise AddressError(_explain_tcp(what, error)) from error
+    bound_host, bound_port = sock.getsockname()[:2]
+    return BoundSocket(sock, "tcp", bound_host, bound_port, is_loopback(bound_host))
+
+
+def _explain_tcp(what: str, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{what}: the port is in use; stop the program that has it or choose another port"
+    if error.errno == errno.EACCES:
+        return f"{what}: no permission to use this port; choose one above 1023"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{what}: this machine does not have that address; change the host"
+    return f"{what}: {error.strerror or error}; change the address"
+
+
+@dataclass(slots=True)
+class _Complaints:
+    """Which complaints were logged lately, by key."""
+
+    _logged_at: dict[object, float] = field(default_factory=dict)
+
+    def is_due(self, key: object, now: float) -> bool:
+        """Say whether to log `key` now; then it is not due for a minute."""
+        last = self._logged_at.get(key)
+        if last is not None and now - last < COMPLAINT_SECONDS:
+            return False
+        if len(self._logged_at) > 1000:
+            self._logged_at.clear()
+        self._logged_at[key] = now
+        return True
+
+
+class Listener:
+    """Accepts the connections of one bound socket until `close`. Lives on the reactor."""
+
+    def __init__(self, bound: BoundSocket, server: RpcServer, allowed_uids: Collection[int]) -> None:
+        self._bound = bound
+        self._server = server
+        self._reactor = server.reactor
+        self._allowed_uids = frozenset(allowed_uids)
+        self._diagnosis = SocketDiagnosis()
+        self._complaints = _Complaints()
+        self._fd = bound.sock.fileno()
+        self._closed = False
+        self._reactor.register(self._fd, self._on_readable)
+
+    def close(self) -> None:
+        """Accept nothing more and release the address; open connections stay."""
+        if not self._closed:
+            self._closed = True
+            self._reactor.unregister(self._fd)
+            self._bound.close()
+            self._diagnosis.close()
+
+    def _on_readable(self) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, _ = self._bound.sock.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    self._back_off(error)
+                    return
+                continue  # the peer was gone before it was accepted
+            self._admit(sock)
+
+    def _back_off(self, error: OSError) -> None:
+        if self._complaints.is_due("no room", self._reactor.now):
+            log.error("no RPC connection can be accepted for now", reason=error.strerror)
+        self._reactor.pause_read(self._fd, True)
+        self._reactor.wheel.add(self._reactor.now + BACK_OFF_SECONDS, self._go_on)
+
+    def _go_on(self, _now: float) -> None:
+        if not self._closed:
+            self._reactor.pause_read(self._fd, False)
+
+    def _admit(self, sock: socket.socket) -> None:
+        server = self._server
+        server.counters.connections += 1
+        try:
+            sock.setblocking(False)
+            if len(server.connections) >= server.limits.connections:
+                self._turn_away(sock, "limit", "rpc.max_connections is reached", -1)
+                return
+            peer = self._peer(sock)
+            if self._bound.checks_peers and (peer is None or peer.uid not in self._allowed_uids):
+                uid = -1 if peer is None else peer.uid
+                self._turn_away(sock, ("uid", uid), "its user may not call this server", uid)
+                return
+            if self._bound.family == "tcp":
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            find_caller = self._caller_finder(peer)
+            connection = RpcConnection(server, sock, find_caller(), find_caller, server.connections.discard)
+        except OSError:
+            sock.close()
+            return
+        except BaseException:
+            sock.close()
+            raise
+        server.connections.add(connection)
+
+    def _peer(self, sock: socket.socket) -> Peer | None:
+        if self._bound.family == "unix":
+            return unix_peer(sock)
+        return tcp_peer(sock, self._diagnosis) if self._bound.checks_peers else Peer(uid=-1)
+
+    def _caller_finder(self, peer: Peer | None) -> Callable[[], Caller]:
+        """Return what looks the caller up; over TCP its process is searched for when a call first asks again."""
+        assert peer is not None
+        lookup = self._server.callers.lookup
+        if peer.pid or not peer.inode:
+            return partial(lookup, peer.pid, peer.uid)
+        return _TcpCaller(lookup, peer)
+
+    def _turn_away(self, sock: socket.socket, key: object, reason: str, uid: int) -> None:
+        sock.close()
+        self._server.counters.turned_away += 1
+        if self._complaints.is_due(key, self._reactor.now):
+            log.warning("an RPC connection was turned away", reason=reason, uid=uid)
+
+
+class _TcpCaller:
+    """Finds the caller of a TCP connection: by uid at first, by process once a call depends on it."""
+
+    def __init__(self, lookup: Callable[[int, int], Caller], peer: Peer) -> None:
+        self._lookup = lookup
+        self._peer = peer
+        self._pid = -1
+
+    def __call__(self) -> Caller:
+        if self._pid < 0:
+            self._pid = 0
+        elif self._pid == 0:
+            self._pid = find_socket_owner(self._peer.inode) or 0
+        return self._lookup(self._pid, self._peer.uid)

@@ -1,0 +1,150 @@
+"""The plugin `rpc`: the port that workers and the command line talk to.
+
+It starts right after telemetry: from then on the address is bound and connections are accepted, while the gate decides
+which calls may run. It stops between drivers and back-ends: no new connections, no new calls, what has begun is
+finished, then everything is closed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+
+import trio
+
+from trailboss.config.schema import RpcConfig
+from trailboss.container.contract import Health, Layer, Plugin, Services
+from trailboss.container.state import ServerState
+from trailboss.log import logger
+from trailboss.reactor import Reactor
+from trailboss.rpc.address import default_socket_path, exported_address
+from trailboss.rpc.listen import BoundSocket, Listener, bind
+from trailboss.rpc.registry import Registry
+from trailboss.rpc.server import RpcLimits, RpcServer
+from trailboss.workers.callers import Callers
+
+__all__ = ["RpcPlugin", "limits_of"]
+
+log = logger("rpc")
+
+MEGABYTE = 1024 * 1024
+
+
+def limits_of(config: RpcConfig) -> RpcLimits:
+    """Return the limits that a configuration section asks for."""
+    return RpcLimits(
+        ready_timeout_seconds=config.ready_timeout,
+        call_timeout_seconds=config.call_timeout,
+        read_timeout_seconds=config.read_timeout,
+        idle_timeout_seconds=config.idle_timeout,
+        frame_bytes=config.max_frame_size * MEGABYTE,
+        bytes_in_flight=config.max_bytes_in_flight * MEGABYTE,
+        connections=config.max_connections,
+    )
+
+
+class RpcPlugin(Plugin):
+    """Binds the RPC port and serves the methods of `registry` on it.
+
+    `allowed_uids`: users that may connect besides the server's own, that is every user the configuration gives to a
+    worker or to on_init. Provides the service :class:`Registry`; needs Reactor and ServerState, and takes Callers
+    where there are any.
+    """
+
+    name = "rpc"
+    layer = Layer.TELEMETRY
+    stop_timeout_seconds = 10.0
+
+    def __init__(
+        self,
+        config: RpcConfig,
+        registry: Registry,
+        allowed_uids: Collection[int] = (),
+        *,
+        environ: Mapping[str, str] | None = None,
+        uid: int | None = None,
+    ) -> None:
+        self._config = config
+        self._registry = registry
+        self._uid = os.geteuid() if uid is None else uid
+        self._allowed_uids = frozenset({self._uid, *allowed_uids})
+        self._environ = os.environ if environ is None else environ
+        self._bound: BoundSocket | None = None
+        self._server: RpcServer | None = None
+
+    def exported_address(self) -> str:
+        """Return what workers get as RR_RPC. Raises RuntimeError before the port is bound."""
+        if self._bound is None:
+            raise RuntimeError("the RPC port is not bound yet")
+        return exported_address(self._bound.family, self._bound.host, self._bound.port)
+
+    async def run(
+        self,
+        services: Services,
+        stopping: trio.Event,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Bind, serve until `stopping`, then finish what has begun. Raises AddressError where binding fails.
+
+        On cancellation: connections are closed at once, calls that have begun are cancelled.
+        """
+        self._bound = bind(
+            self._config.listen,
+            default_socket_path(self._environ, self._uid),
+            uid=self._uid,
+            shared=self._allowed_uids != {self._uid},
+            allow_remote=self._config.allow_remote,
+        )
+        try:
+            async with trio.open_nursery() as nursery:
+                await self._serve(services, self._bound, nursery, stopping, task_status)
+                nursery.cancel_scope.cancel(reason="the RPC port has closed")
+        finally:
+            self._bound.close()
+
+    async def _serve(
+        self,
+        services: Services,
+        bound: BoundSocket,
+        nursery: trio.Nursery,
+        stopping: trio.Event,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        server = RpcServer(
+            self._registry,
+            limits_of(self._config),
+            services.get(Reactor),
+            services.get(ServerState),
+            nursery,
+            services.find(Callers),
+        )
+        self._server = server
+        server.reactor.touch()
+        listener = Listener(bound, server, self._allowed_uids)
+        try:
+            services.provide(Registry, self._registry)
+            log.info("RPC port bound", address=self.exported_address())
+            task_status.started()
+            await stopping.wait()
+            listener.close()
+            await server.finish(self.stop_timeout_seconds / 2)
+        finally:
+            listener.close()
+            server.close()
+
+    def health(self) -> Health:
+        """Healthy while the port is bound."""
+        return (
+            Health(ok=True) if self._server is not None else Health(ok=False, reason="the port is not bound")
+        )
+
+    def state_detail(self) -> Mapping[str, object]:
+        """Address and counts."""
+        if self._server is None or self._bound is None:
+            return {}
+        return {
+            "address": self.exported_address(),
+            "open_connections": len(self._server.connections),
+            "calls_under_way": self._server.tasks,
+            **self._server.counters.as_dict(),
+        }
