@@ -1,0 +1,135 @@
+"""The plugin: one datagram socket, one task that follows the server's state, one that beats the watchdog.
+
+It exists only where NOTIFY_SOCKET is set. A datagram that cannot be sent is logged once and never an error: systemd then
+decides by its own deadlines.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+
+import trio
+
+from trailboss.container.contract import Layer, Plugin, Services
+from trailboss.container.state import ServerState
+from trailboss.log import logger
+from trailboss.plugins.systemd.notifications import Notifications, Snapshot, watchdog_interval_seconds
+from trailboss.reactor import Reactor
+
+__all__ = ["SystemdPlugin"]
+
+log = logger("systemd")
+
+
+class SystemdPlugin(Plugin):
+    """Speaks sd_notify. The first layer, so that STATUS= says what the others wait for."""
+
+    name = "systemd"
+    layer = Layer.TELEMETRY
+    after = frozenset({"logs"})
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        """`environ` is the process's environment as systemd made it."""
+        self._address = environ.get("NOTIFY_SOCKET", "")
+        self._watchdog_seconds = watchdog_interval_seconds(environ, os.getpid())
+        self._notifications = Notifications()
+        self._failed = ""
+
+    @classmethod
+    def wanted(cls, environ: Mapping[str, str]) -> bool:
+        """Whether a service manager listens."""
+        return bool(environ.get("NOTIFY_SOCKET"))
+
+    async def run(
+        self,
+        services: Services,
+        stopping: trio.Event,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Follow the server's state until the very end of the stop. On cancellation: ends at once."""
+        state = services.get(ServerState)
+        reactor = services.find(Reactor)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+            notify.setblocking(False)
+            self._follow(notify, state)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._follow_changes, notify, state)
+                if self._watchdog_seconds is not None:
+                    nursery.start_soon(self._beat, notify, state, reactor, self._watchdog_seconds)
+                task_status.started()
+                await stopping.wait()
+                nursery.cancel_scope.cancel("the server stops")
+            self._follow(notify, state)
+
+    def state_detail(self) -> Mapping[str, object]:
+        """Say what systemd was told."""
+        return {
+            "ready_sent": self._notifications.ready_sent,
+            "watchdog_seconds": self._watchdog_seconds or 0,
+            "error": self._failed,
+        }
+
+    async def _follow_changes(self, notify: socket.socket, state: ServerState) -> None:
+        while True:
+            self._follow(notify, state)
+            await state.wait_change()
+
+    def _follow(self, notify: socket.socket, state: ServerState) -> None:
+        was_ready = self._notifications.ready_sent
+        self._send(notify, self._notifications.plan(snapshot(state)))
+        if self._notifications.ready_sent and not was_ready:
+            log.info("sdnotify: notified", watchdog_seconds=self._watchdog_seconds or 0)
+
+    async def _beat(
+        self, notify: socket.socket, state: ServerState, reactor: Reactor | None, seconds: float
+    ) -> None:
+        """Send WATCHDOG=1 whenever the data plane has answered the question of the beat before."""
+        answered = True
+
+        def answer() -> None:
+            nonlocal answered
+            answered = True
+
+        while True:
+            self._send(notify, self._notifications.alive(snapshot(state), answered))
+            if reactor is not None:
+                answered = False
+                reactor.call_soon(answer)
+            await trio.sleep(seconds)
+
+    def _send(self, notify: socket.socket, text: str) -> None:
+        if not text:
+            return
+        address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
+        try:
+            notify.sendto(text.encode(), address)
+            self._failed = ""
+        except OSError as error:
+            if not self._failed:
+                log.warning("systemd cannot be notified", socket=self._address, error=error.strerror)
+            self._failed = f"cannot send to {self._address}: {error.strerror}"
+
+
+def snapshot(state: ServerState) -> Snapshot:
+    """Return what the notifications are decided from."""
+    view = state.view()
+    return Snapshot(
+        whole=view.whole,
+        gate_open=view.open,
+        fully_ready=state.fully_ready,
+        waiting_for=tuple(name.partition(" (")[0] for name in state.waiting_for()),
+        short_pools=tuple(sorted(view.booting_pools)) or short_pools(state),
+    )
+
+
+def short_pools(state: ServerState) -> tuple[str, ...]:
+    """Return the names of pools that have fewer ready workers than they need."""
+    rows = state.as_dict()["pools"]
+    names = []
+    for row in rows if isinstance(rows, list) else ():
+        ready, quorum = row.get("ready"), row.get("quorum")
+        if isinstance(ready, int) and isinstance(quorum, int) and ready < quorum:
+            names.append(str(row.get("name")))
+    return tuple(names)
