@@ -1,0 +1,149 @@
+"""The command `trailboss-worker`: which kind of worker this process becomes.
+
+Options are read by hand from one table per command, because a worker's start is part of the time in which
+a crashed pool is short of one, and argparse alone costs as much of it as everything else here together.
+The relay is opened before the application is imported, so that what the application prints while it is
+being imported is on standard error already.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from trailboss_worker import __version__
+
+USAGE = """\
+Usage: trailboss-worker COMMAND [OPTIONS]
+
+Runs Python code as a worker of Trailboss or RoadRunner, which starts this command (server.command).
+
+Commands:
+  jobs MODULE:HANDLER   call HANDLER(task) for each job; returning = ack, raising = nack
+  echo                  answer each request with its own context and body
+
+Options of jobs:
+  --chdir DIR           change to DIR first; modules are imported from the working directory
+  --nack-requeue        a job whose handler raised goes back to its queue (default)
+  --no-nack-requeue     ... is rejected instead (what that means depends on the queue)
+  --nack-delay SECONDS  ... goes back after so many seconds (default 0)
+  --runner NAME         trio or asyncio: the loop that async handlers run on (default asyncio)
+
+  --version             print the version and which frame codec is in use
+  --help                print this text
+
+Exit codes: 0 asked to stop, or the server is gone; 1 the handler cannot be imported, the relay cannot be
+opened or the server speaks another protocol; 2 wrong usage.
+"""
+
+RUNNERS = ("trio", "asyncio")
+
+
+class UsageError(Exception):
+    """The command line makes no sense; the text says why."""
+
+
+class JobsOptions(NamedTuple):
+    """What `trailboss-worker jobs` was told."""
+
+    target: str
+    directory: str = "."
+    nack_requeue: bool = True
+    nack_delay_seconds: int = 0
+    runner: str | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; gives the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words)
+    except UsageError as error:
+        print(f"trailboss-worker: {error}\nTry `trailboss-worker --help`.", file=sys.stderr)
+        return 2
+
+
+def _run(words: list[str]) -> int:
+    command, rest = (words[0], words[1:]) if words else ("", [])
+    if "--help" in words or command == "-h":
+        print(USAGE, end="")
+        return 0
+    if command == "--version":
+        print(version_text())
+        return 0
+    if command == "jobs":
+        options = parse_jobs_options(rest)
+        from trailboss_worker.jobs import run_jobs
+
+        return run_jobs(options)
+    if command == "echo":
+        if rest:
+            raise UsageError(f"echo takes no arguments, not {rest[0]!r}")
+        return _run_echo()
+    raise UsageError(f"unknown command {command!r}" if command else "a command is needed")
+
+
+def parse_jobs_options(words: Sequence[str]) -> JobsOptions:
+    """The options of the jobs command. Raises UsageError."""
+    options = JobsOptions("")
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        name, equals, value = word.partition("=")
+        if word in ("--nack-requeue", "--no-nack-requeue"):
+            options = options._replace(nack_requeue=word == "--nack-requeue")
+        elif name in ("--chdir", "--nack-delay", "--runner"):
+            if not equals:
+                if not remaining:
+                    raise UsageError(f"{name} needs a value")
+                value = remaining.pop(0)
+            options = _with_value(options, name, value)
+        elif word.startswith("-"):
+            raise UsageError(f"unknown option {word!r}")
+        elif options.target:
+            raise UsageError(f"one handler is enough: {options.target!r} or {word!r}")
+        else:
+            options = options._replace(target=word)
+    module, colon, attribute = options.target.partition(":")
+    if not (module and colon and attribute):
+        raise UsageError(f"a handler is written MODULE:NAME, not {options.target!r}")
+    return options
+
+
+def _with_value(options: JobsOptions, name: str, value: str) -> JobsOptions:
+    if name == "--chdir":
+        return options._replace(directory=value)
+    if name == "--runner":
+        if value not in RUNNERS:
+            raise UsageError(f"--runner is trio or asyncio, not {value!r}")
+        return options._replace(runner=value)
+    if not (value.isascii() and value.isdigit()):
+        raise UsageError(f"--nack-delay is a number of seconds, not {value!r}")
+    return options._replace(nack_delay_seconds=int(value))
+
+
+def version_text() -> str:
+    """One line: version, frame codec, Python."""
+    from trailboss_worker.protocol.frames import codec_name
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"trailboss-worker {__version__} (frame codec: {codec_name()}, Python {python}, pid {os.getpid()})"
+
+
+def _run_echo() -> int:
+    from trailboss_worker.protocol.errors import ProtocolError
+    from trailboss_worker.sdk.relay import RelayError
+    from trailboss_worker.sdk.worker import Worker
+
+    try:
+        with Worker() as worker:
+            while True:
+                payload = worker.wait_payload()
+                if payload is None:
+                    return 0
+                worker.respond(payload.body, payload.context)
+    except (RelayError, ProtocolError) as error:
+        print(f"trailboss-worker: {error}", file=sys.stderr)
+        return 1

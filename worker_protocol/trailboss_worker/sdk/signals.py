@@ -1,0 +1,71 @@
+"""SIGTERM and SIGINT as a flag that also wakes a waiting worker.
+
+A signal that arrives between "is the flag set?" and "wait for the server" must not be lost, and one that
+arrives while bytes of a job are being read must not throw them away. So nothing is ever raised out of a
+handler: the C-level wake-up descriptor of the interpreter makes a pipe readable, and the worker waits for
+that pipe and its relay together. Handlers an application has installed itself stay as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """Calls on_stop at SIGTERM or SIGINT and makes `wake_fd` readable; outside the main thread does nothing."""
+
+    def __init__(self, on_stop: Callable[[], None]) -> None:
+        self._on_stop = on_stop
+        self._installed: list[tuple[signal.Signals, object]] = []
+        self._old_wakeup_fd: int | None = None
+        self.wake_fd, self._wake_write_fd = os.pipe()
+        os.set_blocking(self.wake_fd, False)
+        os.set_blocking(self._wake_write_fd, False)
+        if threading.current_thread() is threading.main_thread():
+            self._install()
+
+    def _install(self) -> None:
+        for number in STOP_SIGNALS:
+            current = signal.getsignal(number)
+            if current in (signal.SIG_DFL, signal.default_int_handler):
+                self._installed.append((number, current))
+                signal.signal(number, self._on_signal)
+        if not self._installed:
+            return
+        self._old_wakeup_fd = signal.set_wakeup_fd(self._wake_write_fd, warn_on_full_buffer=False)
+        if self._old_wakeup_fd != -1:  # an event loop owns it; the handler below still wakes the worker
+            signal.set_wakeup_fd(self._old_wakeup_fd)
+            self._old_wakeup_fd = None
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._on_stop()
+        try:
+            os.write(self._wake_write_fd, b"\0")
+        except BlockingIOError:
+            pass  # the pipe is full, so it is readable, which is all that is wanted
+
+    def drain(self) -> None:
+        """Make `wake_fd` quiet again."""
+        try:
+            while os.read(self.wake_fd, 512):
+                pass
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        """Put back what was there before; a second call does nothing."""
+        if self.wake_fd == -1:
+            return
+        if self._old_wakeup_fd is not None:
+            signal.set_wakeup_fd(self._old_wakeup_fd)
+        for number, previous in self._installed:
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, previous)  # type: ignore[arg-type]  # what getsignal gave for it
+        os.close(self.wake_fd)
+        os.close(self._wake_write_fd)
+        self.wake_fd = self._wake_write_fd = -1
