@@ -17,4 +17,4 @@ __all__ = ["FilteringBoundLogger", "logger"]
 
 def logger(channel: str) -> FilteringBoundLogger:
     """Return the logger of `channel`; cheap, may be called at import time (the configuration is looked up lazily)."""
-    return cast(FilteringBoundLogger, structlog.get_logger(logger=channel))
+    return cast(FilteringBoundLogger, structlog.get_logger(channel=channel))

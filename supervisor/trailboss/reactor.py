@@ -1,0 +1,288 @@
+"""THE DATA PLANE: one epoll, one trio task, plain objects behind it.
+
+Bytes between clients, RPC peers and workers never meet a task of their own: they arrive as readiness events on one
+epoll set, and the object registered for the descriptor is called. trio sees a single descriptor (the epoll set itself
+is readable when anything in it is), so supervision, timers and people keep their turn: a batch is bounded in events
+and in time, then the loop checkpoints.
+
+Rules for the objects: callbacks never block and never await; an exception in one is contained (it is logged, counted,
+the descriptor is closed for the object by its `on_error`), the loop goes on. Whoever registers a descriptor owns it:
+unregister before closing.
+
+Deadlines of what happens here (exec_ttl, waiting in a queue, a half-sent frame) live in one coarse wheel. It holds no
+timer per request: an entry is looked at when its time comes, and the owner says then whether it still matters.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable
+from heapq import heappop, heappush
+
+import trio
+
+from trailboss.log import logger
+
+__all__ = ["Reactor", "Wheel"]
+
+log = logger("reactor")
+
+_IN = select.EPOLLIN
+_OUT = select.EPOLLOUT
+_GONE = select.EPOLLHUP | select.EPOLLERR
+
+#: Longest stretch of work, in seconds, between two checkpoints (design: a batch is bounded in time).
+BATCH_SECONDS_MAX = 0.001
+#: Most readiness events taken from the kernel at once.
+BATCH_EVENTS_MAX = 128
+
+Callback = Callable[[], None]
+
+
+class Wheel:
+    """Coarse deadlines: `add` is O(1), callbacks run up to one tick late, never early.
+
+    There is no cancel: the callback gets `now` and decides whether it is still wanted. Times are seconds of
+    ``trio.current_time()``. The timer behind it is armed only while something waits here.
+    """
+
+    TICK_SECONDS = 0.02
+
+    def __init__(self) -> None:
+        self._slots: dict[int, list[Callable[[float], None]]] = {}
+        self._order: list[int] = []
+        self._changed = trio.Event()
+
+    def add(self, deadline: float, callback: Callable[[float], None]) -> None:
+        """Call ``callback(now)`` once, at `deadline` or up to one tick later."""
+        number = int(deadline / self.TICK_SECONDS) + 1
+        slot = self._slots.get(number)
+        if slot is None:
+            self._slots[number] = [callback]
+            heappush(self._order, number)
+            if self._order[0] == number:
+                self._changed.set()
+        else:
+            slot.append(callback)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._slots.values()))
+
+    def next_deadline(self) -> float | None:
+        """Time of the next tick at which something is due, or None."""
+        return self._order[0] * self.TICK_SECONDS if self._order else None
+
+    def expire(self, now: float) -> int:
+        """Run every callback that is due at `now`; returns how many. A failing callback is logged and dropped."""
+        count = 0
+        while self._order and self._order[0] * self.TICK_SECONDS <= now:
+            for callback in self._slots.pop(heappop(self._order)):
+                count += 1
+                try:
+                    callback(now)
+                except Exception:
+                    log.exception("a deadline callback failed")
+        return count
+
+    async def run(self, on_tick: Callable[[], float]) -> None:
+        """Run deadlines for ever; `on_tick` returns the current time. On cancellation: stops at once."""
+        while True:
+            deadline = self.next_deadline()
+            self._changed = trio.Event()
+            with trio.move_on_at(deadline if deadline is not None else float("inf")):
+                await self._changed.wait()
+            self.expire(on_tick())
+
+
+class Reactor:
+    """The one owner of the epoll set; see the module's text for the rules.
+
+    `now` is the time of the current batch (seconds, trio's clock). Code that enters from a trio task calls
+    :meth:`touch` first.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._readers: dict[int, Callback] = {}
+        self._writers: dict[int, Callback] = {}
+        self._masks: dict[int, int] = {}
+        self._errors: dict[int, Callable[[BaseException], None]] = {}
+        self._soon: list[Callback] = []
+        self._waiting = False
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._wake_fd, _IN)
+        self._readers[self._wake_fd] = self._woken
+        self._closed = False
+        self.wheel = Wheel()
+        self.now = 0.0
+        #: A batch is being worked on: `now` is fresh. Entry points that may be called from tasks touch() if not.
+        self.in_batch = False
+        #: Batches carried out; the watchdog reads it as a sign of progress.
+        self.batches = 0
+        #: Exceptions contained at this boundary.
+        self.failures = 0
+
+    # --- registration ---------------------------------------------------------------------------------------------
+
+    def register(
+        self,
+        fd: int,
+        on_readable: Callback,
+        on_writable: Callback | None = None,
+        on_error: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        """Call `on_readable` whenever `fd` is readable or its peer has gone. `fd` must be non-blocking.
+
+        `on_error` is called, after the descriptor was unregistered, when one of the callbacks raised.
+        Raises FileExistsError if `fd` is registered already.
+        """
+        self._epoll.register(fd, _IN)
+        self._masks[fd] = _IN
+        self._readers[fd] = on_readable
+        if on_writable is not None:
+            self._writers[fd] = on_writable
+        if on_error is not None:
+            self._errors[fd] = on_error
+
+    def register_writer(
+        self, fd: int, on_writable: Callback, on_error: Callable[[BaseException], None] | None = None
+    ) -> None:
+        """Register a descriptor that is only ever written, a pipe's write end; silent until `want_write`."""
+        self._epoll.register(fd, 0)
+        self._masks[fd] = 0
+        self._writers[fd] = on_writable
+        # The read end has gone: epoll says so (EPOLLERR) although nothing was asked for; the writer finds out.
+        self._readers[fd] = on_writable
+        if on_error is not None:
+            self._errors[fd] = on_error
+
+    def want_write(self, fd: int, wanted: bool) -> None:
+        """Ask for (or stop) calls of `on_writable`."""
+        mask = self._masks[fd]
+        new = mask | _OUT if wanted else mask & ~_OUT
+        if new != mask:
+            self._masks[fd] = new
+            self._epoll.modify(fd, new)
+
+    def pause_read(self, fd: int, paused: bool) -> None:
+        """Stop (or resume) calls of `on_readable`: back-pressure. A peer that goes away is still reported."""
+        mask = self._masks[fd]
+        new = mask & ~_IN if paused else mask | _IN
+        if new != mask:
+            self._masks[fd] = new
+            self._epoll.modify(fd, new)
+
+    def unregister(self, fd: int) -> None:
+        """Forget `fd`; call it before closing. Does nothing if it is not registered."""
+        if self._masks.pop(fd, None) is None:
+            return
+        del self._readers[fd]
+        self._writers.pop(fd, None)
+        self._errors.pop(fd, None)
+        try:
+            self._epoll.unregister(fd)
+        except (OSError, ValueError):  # closed by somebody already: the kernel has forgotten it
+            log.error("a descriptor was closed before it was unregistered", fd=fd)
+
+    def is_registered(self, fd: int) -> bool:
+        """Whether `fd` is registered."""
+        return fd in self._masks
+
+    # --- running --------------------------------------------------------------------------------------------------
+
+    def touch(self) -> float:
+        """Take the time anew and return it; for callers outside a batch."""
+        self.now = trio.current_time()
+        return self.now
+
+    def call_soon(self, callback: Callback) -> None:
+        """Run `callback` in the reactor after the current batch (or wake it up for that)."""
+        self._soon.append(callback)
+        if self._waiting:
+            self._waiting = False
+            os.eventfd_write(self._wake_fd, 1)
+
+    def _woken(self) -> None:
+        try:
+            os.eventfd_read(self._wake_fd)
+        except BlockingIOError:
+            pass
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Move bytes until cancelled. On cancellation: stops between two batches; descriptors stay their owners'."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.wheel.run, self.touch)
+            task_status.started()
+            await self._loop()
+
+    async def _loop(self) -> None:
+        poll = self._epoll.poll
+        fileno = self._epoll.fileno()
+        perf = time.perf_counter
+        turn_ends = perf() + BATCH_SECONDS_MAX
+        while True:
+            events = poll(0, BATCH_EVENTS_MAX)
+            if not events and not self._soon:
+                self._waiting = True
+                try:
+                    await trio.lowlevel.wait_readable(fileno)
+                finally:
+                    self._waiting = False
+                turn_ends = perf() + BATCH_SECONDS_MAX
+                continue
+            self.now = trio.current_time()
+            self.batches += 1
+            self.in_batch = True
+            self.dispatch(events)
+            if self._soon:
+                self._run_soon()
+            self.in_batch = False
+            if perf() > turn_ends:
+                await trio.lowlevel.checkpoint()
+                turn_ends = perf() + BATCH_SECONDS_MAX
+
+    def dispatch(self, events: list[tuple[int, int]]) -> None:
+        """Call the objects of one batch of readiness events."""
+        readers = self._readers
+        for fd, event in events:
+            # An earlier object of this batch may have unregistered (and even closed) this descriptor.
+            try:
+                if event & _OUT:
+                    writer = self._writers.get(fd)
+                    if writer is not None:
+                        writer()
+                if event & ~_OUT:
+                    reader = readers.get(fd)
+                    if reader is not None:
+                        reader()
+            except Exception as error:
+                self._contain(fd, error)
+
+    def _contain(self, fd: int, error: Exception) -> None:
+        self.failures += 1
+        log.error("an object on the data plane failed and was closed", fd=fd, exc_info=error)
+        on_error = self._errors.get(fd)
+        self.unregister(fd)
+        if on_error is not None:
+            try:
+                on_error(error)
+            except Exception:
+                log.exception("closing a failed object failed as well", fd=fd)
+
+    def _run_soon(self) -> None:
+        soon, self._soon = self._soon, []
+        for callback in soon:
+            try:
+                callback()
+            except Exception:
+                self.failures += 1
+                log.exception("a deferred call on the data plane failed")
+
+    def close(self) -> None:
+        """Release the epoll set. Registered descriptors stay open, they are their owners'."""
+        if not self._closed:
+            self._closed = True
+            self._epoll.close()
+            os.close(self._wake_fd)

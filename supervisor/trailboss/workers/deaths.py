@@ -1,0 +1,118 @@
+"""Why workers died: one record per death, the last 100 of them kept.
+
+A planned retirement (reset, max_jobs, ttl …) is no death and leaves no record. Everything else does, also what we did
+ourselves against a worker's will (exec_ttl, a broken protocol). The record is written when the process has been reaped
+and its pipes were read to their end, so that exit status and last output are in it.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+__all__ = ["DeathRecord", "Deaths", "quote"]
+
+RECORDS_MAX = 100
+#: Lines of standard error kept with a record.
+STDERR_LINES_MAX = 20
+
+
+def quote(text: bytes) -> str:
+    """Escape bytes for one line of a log: printable ASCII stays, line feeds and everything else become escapes."""
+    return text.decode("latin-1").encode("unicode_escape").decode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class DeathRecord:
+    """One death. Times: `at` is seconds since the epoch, ages are seconds."""
+
+    at: float
+    pool: str
+    pid: int
+    #: Cause class, a stable word: "exit", "signal", "exec_ttl", "boot_timeout", "stdout garbage",
+    #: "protocol violation", "script not found", "closed its pipes", "spawn failed", "handshake".
+    cause: str
+    #: One sentence for people.
+    text: str
+    exit_code: int | None
+    signal: int | None
+    #: Phase of life it died in: "spawning", "handshaking", "ready", "busy", "draining", "stopping".
+    phase: str
+    #: What it was running, "" when idle.
+    doing: str
+    age_seconds: float
+    executions: int
+    user_seconds: float = 0.0
+    system_seconds: float = 0.0
+    memory_peak_bytes: int = 0
+    #: Last lines of its standard error, oldest first.
+    last_output: tuple[str, ...] = ()
+    #: Stray bytes found on its standard output, escaped.
+    stray_output: str = ""
+    #: Likely cause of stray output, for people.
+    hint: str = ""
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON values, for `trailboss.Deaths` and `--json`."""
+        return {
+            "at": datetime.datetime.fromtimestamp(self.at, tz=datetime.UTC).isoformat(
+                timespec="milliseconds"
+            ),
+            "pool": self.pool,
+            "pid": self.pid,
+            "cause": self.cause,
+            "text": self.text,
+            "exit_code": self.exit_code,
+            "signal": self.signal,
+            "phase": self.phase,
+            "doing": self.doing,
+            "age_seconds": round(self.age_seconds, 3),
+            "executions": self.executions,
+            "user_seconds": round(self.user_seconds, 3),
+            "system_seconds": round(self.system_seconds, 3),
+            "memory_peak_bytes": self.memory_peak_bytes,
+            "last_output": list(self.last_output),
+            "stray_output": self.stray_output,
+            "hint": self.hint,
+        }
+
+    def explain(self) -> str:
+        """Several lines for people, as `trailboss why` prints them."""
+        when = datetime.datetime.fromtimestamp(self.at).astimezone().isoformat(sep=" ", timespec="seconds")
+        lines = [
+            f"worker {self.pid} of pool {self.pool} died at {when}: {self.text}",
+            f"  cause: {self.cause}; it was {self.phase}" + (f", running {self.doing}" if self.doing else ""),
+            f"  lived {self.age_seconds:.1f} s, {self.executions} executions",
+            f"  CPU {self.user_seconds:.2f} s user, {self.system_seconds:.2f} s system; "
+             f"peak memory {self.memory_peak_bytes / 1048576:.1f} MiB",
+        ]
+        if self.stray_output:
+            lines.append(f"  on standard output: {self.stray_output}")
+        if self.hint:
+            lines.append(f"  likely: {self.hint}")
+        if self.last_output:
+            lines.append("  last lines on standard error:")
+            lines += [f"    {line}" for line in self.last_output]
+        return "\n".join(lines)
+
+
+@dataclass(slots=True)
+class Deaths:
+    """The last records, and counters per pool and cause for ever."""
+
+    _records: deque[DeathRecord] = field(default_factory=lambda: deque(maxlen=RECORDS_MAX))
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def add(self, record: DeathRecord) -> None:
+        """Keep `record`; the oldest goes when there are 100."""
+        self._records.append(record)
+        self.counts[record.pool, record.cause] += 1
+
+    def records(self) -> list[DeathRecord]:
+        """The records kept, oldest first."""
+        return list(self._records)
+
+    def total(self, pool: str | None = None) -> int:
+        """Deaths since the start, of one pool or of all."""
+        return sum(count for (name, _), count in self.counts.items() if pool is None or name == pool)

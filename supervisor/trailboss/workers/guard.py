@@ -1,0 +1,148 @@
+"""Lifeline: the supervisor's side of the guard process (see :mod:`trailboss.workers.guard_process`).
+
+The guard holds the read end of a pipe and is told of every process group that exists. When the write end closes,
+because the supervisor exited in whatever way, it kills them all. The write end is close-on-exec and never handed to
+anybody; a guard that dies is replaced at once and told everything anew.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import trio
+
+from trailboss.log import logger
+
+__all__ = ["INSTANCE_VARIABLE", "Guard"]
+
+log = logger("server")
+
+#: Environment variable that marks every process of this supervisor for the guard.
+INSTANCE_VARIABLE = "TRAILBOSS_INSTANCE"
+
+_PROGRAM = Path(__file__).with_name("guard_process.py")
+#: A guard that dies more often than this is replaced no faster than once in so many seconds.
+REPLACE_SECONDS_MIN = 0.2
+START_SECONDS_MAX = 10.0
+#: A guard that was let go needs a few looks around (0.15 s) before it ends.
+STOP_SECONDS_MAX = 6.0
+
+
+class Guard:
+    """Keeps one guard process alive and tells it which groups exist. `add` and `discard` never block."""
+
+    def __init__(self) -> None:
+        #: The mark of this supervisor: value of TRAILBOSS_INSTANCE in every process it starts.
+        self.instance = secrets.token_hex(8)
+        self._groups: set[int] = set()
+        self._write_fd = -1
+        self.pid = 0
+        #: Guards that had to be replaced.
+        self.replaced = 0
+
+    def add(self, group: int) -> None:
+        """Tell the guard of a process group."""
+        self._groups.add(group)
+        self._tell(b"+%d\n" % group)
+
+    def discard(self, group: int) -> None:
+        """Tell the guard that a process group has gone."""
+        self._groups.discard(group)
+        self._tell(b"-%d\n" % group)
+
+    def _tell(self, line: bytes) -> None:
+        if self._write_fd < 0:
+            return  # between two guards; the next one is told everything
+        try:
+            os.write(self._write_fd, line)
+        except (BrokenPipeError, BlockingIOError):
+            # Dead: `run` replaces it. Full: a stopped guard; it is replaced as well, with everything told anew.
+            self._close()
+
+    def _close(self) -> None:
+        if self._write_fd >= 0:
+            os.close(self._write_fd)
+            self._write_fd = -1
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep a guard alive until cancelled; ready when it runs. Raises OSError if the first one cannot start.
+
+        On cancellation: the lifeline closes and the guard ends by itself after a last look for survivors.
+        """
+        started = False
+        try:
+            while True:
+                process = await self._start()
+                if not started:
+                    task_status.started()
+                    started = True
+                await self._wait(process)
+                self._close()
+                self.replaced += 1
+                log.warning(
+                    "the guard process died and is replaced", pid=process.pid, exit_code=process.returncode
+                )
+                await trio.sleep(REPLACE_SECONDS_MIN)
+        finally:
+            self._close()
+
+    async def _start(self) -> subprocess.Popen[bytes]:
+        read_fd, write_fd = os.pipe()
+        try:
+            process = await trio.to_thread.run_sync(self._spawn, read_fd)
+        except BaseException:
+            os.close(write_fd)
+            raise
+        finally:
+            os.close(read_fd)
+        os.set_blocking(write_fd, False)
+        assert process.stdout is not None
+        with trio.move_on_after(START_SECONDS_MAX) as limit:
+            await trio.lowlevel.wait_readable(process.stdout.fileno())
+        hello = b"" if limit.cancelled_caught else process.stdout.read(6)
+        process.stdout.close()
+        if hello != b"ready\n":
+            os.close(write_fd)
+            process.kill()
+            process.wait()
+            raise OSError(f"the guard process ({sys.executable} {_PROGRAM.name}) did not start")
+        self._write_fd = write_fd
+        self.pid = process.pid
+        for group in self._groups:
+            self._tell(b"+%d\n" % group)
+        return process
+
+    def _spawn(self, read_fd: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-E", str(_PROGRAM), self.instance],
+            stdin=read_fd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env={"PATH": os.environ.get("PATH", os.defpath)},
+            cwd="/",
+        )
+
+    async def _wait(self, process: subprocess.Popen[bytes]) -> None:
+        pidfd = os.pidfd_open(process.pid)
+        try:
+            while process.poll() is None:
+                await trio.lowlevel.wait_readable(pidfd)
+        except trio.Cancelled:
+            self._close()  # end of file: it hunts for survivors and ends
+            with trio.move_on_after(STOP_SECONDS_MAX, shield=True):
+                while process.poll() is None:
+                    await trio.lowlevel.wait_readable(pidfd)
+            raise
+        finally:
+            trio.lowlevel.notify_closing(pidfd)
+            os.close(pidfd)
+
+    def kill_now(self) -> None:
+        """SIGKILL the guard itself; used by tests of its replacement."""
+        os.kill(self.pid, signal.SIGKILL)

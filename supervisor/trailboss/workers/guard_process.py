@@ -1,0 +1,114 @@
+"""The guard: a small process that ends every worker when the supervisor is gone, however it went.
+
+Started first, as ``python -I -S guard_process.py INSTANCE``; its standard input is the read end of the lifeline pipe,
+whose only write end is the supervisor's. Lines on it say which process groups exist (``+PID``) and which do not any
+more (``-PID``). End of file means the supervisor is dead, even by SIGKILL: the guard then kills those groups, every
+process of their sessions, and every process that carries this instance's mark (TRAILBOSS_INSTANCE) in its
+environment, so a child that moved to a session of its own does not escape; it looks again until nothing is left.
+
+Standard library only, no import of Trailboss: it has to run with nothing but the interpreter and stay small.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+#: How long the guard keeps looking for survivors after the supervisor has gone, in seconds.
+HUNT_SECONDS_MAX = 5.0
+#: The hunt ends after this many rounds in a row that found nobody.
+QUIET_ROUNDS = 3
+ROUND_SECONDS = 0.05
+
+
+def _session_of(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The command name may hold blanks and brackets; what follows its last bracket is regular.
+            return int(file.read().rpartition(b")")[2].split()[3])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except (OSError, IndexError):
+        return True
+
+
+def _is_marked(pid: int, mark: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return mark in file.read().split(b"\0")
+    except OSError:
+        return False
+
+
+def find_survivors(sessions: set[int], mark: bytes) -> list[int]:
+    """Return the pids, this process apart, that belong to one of `sessions` or carry `mark`."""
+    own = os.getpid()
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        pid = int(name)
+        if pid in (own, 1) or _is_zombie(pid):
+            continue
+        if _session_of(pid) in sessions or _is_marked(pid, mark):
+            found.append(pid)
+    return found
+
+
+def hunt(groups: set[int], mark: bytes) -> None:
+    """Kill all of `groups` and whatever belongs to them, until nothing is left or the time is up."""
+    for group in groups:
+        try:
+            os.killpg(group, signal.SIGKILL)
+        except OSError:
+            pass
+    deadline = time.monotonic() + HUNT_SECONDS_MAX
+    quiet = 0
+    while quiet < QUIET_ROUNDS and time.monotonic() < deadline:
+        survivors = find_survivors(groups, mark)
+        quiet = 0 if survivors else quiet + 1
+        for pid in survivors:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                pass
+        time.sleep(ROUND_SECONDS)
+
+
+def main() -> None:
+    """Follow the lifeline to its end, then hunt."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    mark = b"TRAILBOSS_INSTANCE=" + os.fsencode(sys.argv[1])
+    groups: set[int] = set()
+    pending = b""
+    # Says "I am there" and lets go of the supervisor's log: nothing of the guard may hold a pipe open.
+    os.write(1, b"ready\n")
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    while True:
+        data = os.read(0, 65536)
+        if not data:
+            break
+        *lines, pending = (pending + data).split(b"\n")
+        for line in lines:
+            if line[1:].isdigit():
+                pid = int(line[1:])
+                if line[:1] == b"+":
+                    groups.add(pid)
+                else:
+                    groups.discard(pid)
+    hunt(groups, mark)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,504 @@
+"""The reactor's side of one ready worker: its relay and at most one exec under way.
+
+A lane is a plain object: `start` writes one frame, `on_readable` reads until the answer is whole and hands the outcome
+to whoever submitted the exec. It decides nothing about the worker's life: what it finds out (end of file, a broken
+protocol, a limit reached) it reports to its owner, the worker's task, once.
+
+Exactly one exec is under way on a lane, so a worker that speaks while it has none, or says more than its one answer,
+has broken the protocol: the text is kept for the log, the worker replaced, and no byte of it is used (wire protocol
+2.5, 2.9).
+
+Hot path: the first 16 bytes of an answer (header and its one option) repeat themselves; a header that was checked
+once is found again in a dictionary, and the frame needs no second look. Anything unusual goes through the decoder.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from trailboss.log import logger
+from trailboss.workers.outcome import Answer, ExecTimeout, Outcome, SoftError, WorkerDied
+from trailboss_worker.protocol.control import STOP_ANSWER_CONTEXT
+from trailboss_worker.protocol.errors import FrameError, RemoteProtocolError
+from trailboss_worker.protocol.frames import CONTROL, ERROR, PING, STREAM, Frame, FrameDecoder
+
+if TYPE_CHECKING:
+    from trailboss.reactor import Reactor
+    from trailboss.workers.pool import Pool
+
+__all__ = ["Breach", "Exec", "Lane", "LaneOwner", "request_header"]
+
+log = logger("server")
+
+READ_SIZE = 65536
+#: Checked answer headers and built request headers that are remembered; both are cleared when full.
+HEADER_CACHE_MAX = 4096
+#: A frame that has begun must have its 12 header bytes within this time, else it is stray text.
+STRAY_SECONDS_MAX = 1.0
+#: How often one exec moves on because the worker that had it asked to be replaced instead (wire protocol 2.7).
+ASKED_STOPS_MAX = 10
+
+OnOutcome = Callable[[Outcome], None]
+
+_answer_headers: dict[bytes, tuple[int, int, int]] = {}
+_request_headers: dict[tuple[int, int, int], bytes] = {}
+_pack_front = struct.Struct("<BBI").pack
+_pack_rest = struct.Struct("<IBBI").pack
+
+
+def request_header(flags: int, context_length: int, payload_length: int) -> bytes:
+    """Header and option of a request frame, 16 bytes, from the cache where it was built before.
+
+    Raises OverflowError for a payload beyond 2^32-1 bytes.
+    """
+    key = (flags, context_length, payload_length)
+    header = _request_headers.get(key)
+    if header is None:
+        if payload_length > 0xFFFFFFFF:
+            raise OverflowError(f"a frame cannot hold {payload_length} bytes")
+        front = _pack_front(0x14, flags, payload_length)
+        header = front + _pack_rest(zlib.crc32(front), 0, 0, context_length)
+        if len(_request_headers) >= HEADER_CACHE_MAX:
+            _request_headers.clear()
+        _request_headers[key] = header
+    return header
+
+
+class Breach:
+    """Why a lane is of no use any more, found out on the data plane; the owner turns it into a death record."""
+
+    __slots__ = ("cause", "excerpt", "hint", "text")
+
+    def __init__(self, cause: str, text: str, excerpt: bytes = b"", hint: str = "") -> None:
+        self.cause = cause
+        self.text = text
+        #: At most 256 bytes of what the worker wrote, for the log.
+        self.excerpt = excerpt
+        #: The likely cause, for people.
+        self.hint = hint
+
+
+class Exec:
+    """One payload that waits or runs. Only the pool's queue and the unusual paths need an object of it."""
+
+    __slots__ = ("asked_stops", "body", "cancelled", "context", "deadline", "flags", "label", "on_outcome")
+
+    def __init__(self, context: bytes, body: bytes, flags: int, on_outcome: OnOutcome, label: str) -> None:
+        self.context = context
+        self.body = body
+        self.flags = flags
+        self.on_outcome = on_outcome
+        self.label = label
+        self.deadline = 0.0
+        self.asked_stops = 0
+        self.cancelled = False
+
+
+class LaneOwner:
+    """What a lane tells its owner, the worker's task. All calls come from the reactor and must not block."""
+
+    def lane_broken(self, breach: Breach) -> None:
+        """The relay is unusable; an exec under way waits in `lane.current` for its outcome."""
+        raise NotImplementedError
+
+    def lane_spent(self) -> None:
+        """The last exec this worker may run is answered, or it asked to go: retire it."""
+        raise NotImplementedError
+
+    def exec_overdue(self) -> None:
+        """exec_ttl has passed: kill the worker now."""
+        raise NotImplementedError
+
+
+class Lane:
+    """See the module's text. `pid` is for messages only."""
+
+    __slots__ = (
+        "_clean",
+        "_decoder",
+        "_in_wheel",
+        "_owner",
+        "_pending",
+        "_pool",
+        "_reactor",
+        "_stray_since",
+        "asked_to_stop",
+        "closed",
+        "current",
+        "deadline",
+        "exec_ttl",
+        "executions",
+        "executions_max",
+        "last_used",
+        "overdue",
+        "parked",
+        "pid",
+        "read_fd",
+        "retiring",
+        "started_at",
+        "write_fd",
+    )
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        pool: Pool,
+        owner: LaneOwner,
+        pid: int,
+        read_fd: int,
+        write_fd: int,
+        *,
+        payload_cap: int,
+        exec_ttl: float,
+        executions_max: int,
+        decoder: FrameDecoder | None = None,
+    ) -> None:
+        self._reactor = reactor
+        self._pool = pool
+        self._owner = owner
+        self.pid = pid
+        self.read_fd = read_fd
+        self.write_fd = write_fd
+        self._decoder = decoder if decoder is not None else FrameDecoder(payload_cap)
+        #: The decoder holds no byte of an unfinished frame.
+        self._clean = not self._decoder.buffered
+        self._pending: memoryview | None = None
+        self._in_wheel = False
+        self._stray_since = 0.0
+        #: The exec under way, None while idle.
+        self.current: Exec | None = None
+        self.started_at = 0.0
+        self.last_used = 0.0
+        self.deadline = 0.0
+        self.exec_ttl = exec_ttl
+        self.executions = 0
+        self.executions_max = executions_max
+        #: Set by the owner: finish what runs, take nothing new.
+        self.retiring = False
+        #: Whether the pool has this lane in its list of idle ones.
+        self.parked = False
+        self.asked_to_stop = False
+        self.overdue = False
+        self.closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "busy" if self.current is not None else "idle"
+        return f"<Lane pid={self.pid} {state} executions={self.executions}>"
+
+    def attach(self) -> None:
+        """Begin to listen."""
+        if self.read_fd == self.write_fd:
+            self._reactor.register(self.read_fd, self.on_readable, self.on_writable, self._failed)
+        else:
+            self._reactor.register(self.read_fd, self.on_readable, None, self._failed)
+            self._reactor.register_writer(self.write_fd, self.on_writable, self._failed)
+
+    def detach(self) -> None:
+        """Stop listening; the descriptors are the owner's to close. `current` keeps an exec without outcome."""
+        if not self.closed:
+            self.closed = True
+            self._reactor.unregister(self.read_fd)
+            if self.write_fd != self.read_fd:
+                self._reactor.unregister(self.write_fd)
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def start(self, exec_: Exec) -> bool:
+        """Send `exec_` to the worker, which must be idle. False if it demonstrably never saw a byte of it.
+
+        Then the lane is broken (the owner knows) and the caller gives the exec to another worker.
+        """
+        context = exec_.context
+        body = exec_.body
+        length = len(context)
+        total = length + len(body)
+        header = _request_headers.get((exec_.flags, length, total)) or request_header(
+            exec_.flags, length, total
+        )
+        frame = header + context + body
+        self.current = exec_
+        self.started_at = now = self._reactor.now
+        try:
+            sent = os.write(self.write_fd, frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.current = None
+            self._break(Breach("closed its pipes", f"cannot write to the worker: {error.strerror}"))
+            return False
+        if sent < len(frame):
+            self._pending = memoryview(frame)[sent:]
+            self._reactor.want_write(self.write_fd, True)
+        if self.exec_ttl:
+            self.deadline = now + self.exec_ttl
+            if not self._in_wheel:
+                self._in_wheel = True
+                self._reactor.wheel.add(self.deadline, self._on_deadline)
+        return True
+
+    def send_control(self, frame: bytes) -> bool:
+        """Write a small control frame to an idle worker; False if it cannot take it."""
+        try:
+            return os.write(self.write_fd, frame) == len(frame)
+        except OSError:
+            return False
+
+    def on_writable(self) -> None:
+        """Send what is left of a big frame."""
+        pending = self._pending
+        if pending is None:
+            # Nothing to send: the read end of the pipe has gone (EPOLLERR). What the worker has said is read first.
+            if not self.closed and self.read_fd != self.write_fd:
+                self.on_readable()
+                if not self.closed and self.current is None:
+                    self._break(Breach("closed its pipes", "the worker closed its standard input"))
+                elif not self.closed:
+                    self._reactor.unregister(self.write_fd)
+            return
+        try:
+            sent = os.write(self.write_fd, pending[: 1 << 20])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # It may have answered early, then closed: read that before judging.
+            self._pending = None
+            self._reactor.want_write(self.write_fd, False)
+            self.on_readable()
+            if not self.closed:
+                self._break(Breach("closed its pipes", f"cannot write to the worker: {error.strerror}"))
+            return
+        if sent == len(pending):
+            self._pending = None
+            self._reactor.want_write(self.write_fd, False)
+        else:
+            self._pending = pending[sent:]
+
+    # --- answers ----------------------------------------------------------------------------------------------------
+
+    def on_readable(self) -> None:
+        """Read once and act on what is complete. Called by the reactor."""
+        try:
+            data = os.read(self.read_fd, READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._break(Breach("closed its pipes", f"cannot read from the worker: {error.strerror}"))
+            return
+        exec_ = self.current
+        if exec_ is not None and self._clean:
+            known = _answer_headers.get(data[:16])
+            if known is not None and known[2] == len(data):
+                flags, split, _ = known
+                if split == 13 and data[16:] == STOP_ANSWER_CONTEXT:
+                    self._worker_asks_to_stop(exec_)
+                else:
+                    self._finish(exec_, Answer(flags, data[16 : 16 + split], data[16 + split :]))
+                return
+        if not data:
+            self._on_eof()
+        else:
+            self._decoder.feed(data)
+            self._take_frames(data)
+
+    def drain(self, limit: int = 16 * 1024 * 1024) -> None:
+        """Read what the pipe still holds, until it is empty or at its end; for a worker that has exited."""
+        while not self.closed and limit > 0:
+            try:
+                data = os.read(self.read_fd, READ_SIZE)
+            except BlockingIOError:
+                return
+            except OSError:
+                return
+            if not data:
+                return
+            limit -= len(data)
+            if self.current is not None:
+                self._decoder.feed(data)
+                self._take_frames(data)
+
+    def _take_frames(self, data: bytes) -> None:
+        try:
+            frame = self._decoder.next_frame()
+        except FrameError as error:
+            self._break(garbage_breach(error, self._more_garbage(error)))
+            return
+        exec_ = self.current
+        self._clean = not self._decoder.buffered
+        if frame is None:
+            if exec_ is None or self._decoder.buffered < 12:
+                self._note_stray()
+            return
+        if exec_ is None:
+            excerpt = frame.payload[:256]
+            self._break(
+                Breach("protocol violation", "the worker sent a frame that nobody had asked for", excerpt)
+            )
+            return
+        whole = 16 + len(frame.payload)
+        if (
+            len(data) == whole
+            and len(frame.options) == 1
+            and not frame.stream
+            and not frame.flags & (ERROR | CONTROL)
+            and frame.options[0] <= len(frame.payload)
+        ):
+            if len(_answer_headers) >= HEADER_CACHE_MAX:
+                _answer_headers.clear()
+            _answer_headers[data[:16]] = (frame.flags, frame.options[0], whole)
+        self._on_answer(exec_, frame)
+
+    def _on_answer(self, exec_: Exec, frame: Frame) -> None:
+        payload = frame.payload
+        if frame.flags & CONTROL:
+            self._break(
+                Breach("protocol violation", "the worker answered with a control frame", payload[:256])
+            )
+            return
+        if frame.flags & ERROR:
+            self._finish(exec_, SoftError(payload.decode("utf-8", "replace")))
+            return
+        if frame.stream & (STREAM | PING):
+            self._break(
+                Breach("protocol violation", "the worker answered with a stream, which jobs do not take")
+            )
+            return
+        try:
+            context, body = _split(frame)
+        except RemoteProtocolError as error:
+            self._break(Breach("protocol violation", str(error), payload[:256]))
+            return
+        if not body and context == STOP_ANSWER_CONTEXT:
+            self._worker_asks_to_stop(exec_)
+        else:
+            self._finish(exec_, Answer(frame.flags, context, body))
+
+    def _finish(self, exec_: Exec, outcome: Outcome) -> None:
+        """The caller gets its outcome first; only then is the worker used, or retired, again."""
+        self.current = None
+        self.executions += 1
+        self.last_used = self._reactor.now
+        pool = self._pool
+        pool.executions += 1
+        if not self._clean:
+            # A second answer, or text glued to the first: the first is whole and good, the worker is not.
+            exec_.on_outcome(outcome)
+            excerpt = self._decoder.pending_bytes(256)
+            self._break(Breach("protocol violation", "the worker said more than its one answer", excerpt))
+            return
+        if self._pending is not None:
+            # It answered before it had read the whole request: the rest would be taken for the next one.
+            exec_.on_outcome(outcome)
+            self._break(Breach("protocol violation", "the worker answered before it had read its request"))
+            return
+        try:
+            exec_.on_outcome(outcome)
+        except Exception:
+            log.exception("the receiver of an outcome failed", pid=self.pid, pool=pool.name)
+        if self.retiring:
+            self._owner.lane_spent()
+        elif self.executions_max and self.executions >= self.executions_max:
+            self.retiring = True
+            self._owner.lane_spent()
+        elif not self.closed:
+            pool.lane_idle(self)
+
+    def _worker_asks_to_stop(self, exec_: Exec) -> None:
+        self.current = None
+        self.retiring = True
+        self.asked_to_stop = True
+        self._owner.lane_spent()
+        exec_.asked_stops += 1
+        if exec_.asked_stops > ASKED_STOPS_MAX:
+            exec_.on_outcome(
+                WorkerDied(
+                    f"{exec_.asked_stops} workers in a row asked to be replaced instead of answering",
+                    pid=self.pid,
+                    cause="asked to stop",
+                )
+            )
+        else:
+            self._pool.resubmit(exec_)
+
+    # --- trouble ----------------------------------------------------------------------------------------------------
+
+    def _on_eof(self) -> None:
+        self._decoder.feed_eof()
+        pending = self._decoder.pending_bytes(256)
+        text = "the worker closed its standard output" + (" in the middle of a frame" if pending else "")
+        self._break(Breach("closed its pipes", text, pending))
+
+    def _note_stray(self) -> None:
+        """Fewer bytes than a header: rightly begun, or text? Give the rest a moment, then call it stray."""
+        if not self._stray_since:
+            self._stray_since = self._reactor.now
+            self._reactor.wheel.add(self._stray_since + STRAY_SECONDS_MAX, self._judge_stray)
+
+    def _judge_stray(self, _now: float) -> None:
+        self._stray_since = 0.0
+        if self.closed or not 0 < self._decoder.buffered < 12:
+            return
+        error = FrameError("bad_crc", "", self._decoder.pending_bytes(256))
+        self._break(garbage_breach(error, error.excerpt))
+
+    def _more_garbage(self, error: FrameError) -> bytes:
+        """What else lies in the pipe right now; it makes the excerpt readable."""
+        text = error.excerpt or self._decoder.pending_bytes(256)
+        if len(text) < 256:
+            try:
+                text += os.read(self.read_fd, 256)
+            except OSError:
+                pass
+        return text[:256]
+
+    def _break(self, breach: Breach) -> None:
+        if not self.closed:
+            self.detach()
+            self._pool.lane_gone(self)
+            self._owner.lane_broken(breach)
+
+    def _failed(self, error: BaseException) -> None:
+        """The reactor caught an exception of this object; its descriptor is unregistered already."""
+        self._break(Breach("internal error", f"{type(error).__name__}: {error}"))
+
+    def _on_deadline(self, now: float) -> None:
+        self._in_wheel = False
+        if self.closed or self.current is None or not self.exec_ttl:
+            return
+        if now < self.deadline:  # another exec by now
+            self._in_wheel = True
+            self._reactor.wheel.add(self.deadline, self._on_deadline)
+            return
+        exec_ = self.current
+        self.current = None
+        self.overdue = True
+        self.detach()
+        self._pool.lane_gone(self)
+        self._owner.exec_overdue()
+        exec_.on_outcome(
+            ExecTimeout(f"no answer within exec_ttl ({self.exec_ttl:g} s); worker {self.pid} was killed")
+        )
+
+
+def garbage_breach(error: FrameError, text: bytes) -> Breach:
+    """Say what stray output on a relay means, with the text itself quoted (at most 256 bytes)."""
+    if error.code == "file_not_found":
+        return Breach("script not found", "PHP could not open the script", text[:256], error.likely_cause())
+    if error.code in ("too_large", "truncated"):
+        return Breach("protocol violation", str(error), text[:256], error.likely_cause())
+    shown = FrameError(error.code, error.place, text)
+    return Breach("stdout garbage", f"not a frame ({error.code})", text[:256], shown.likely_cause())
+
+
+def _split(frame: Frame) -> tuple[bytes, bytes]:
+    if len(frame.options) != 1:
+        raise RemoteProtocolError(f"an answer has one option, this one has {len(frame.options)}")
+    split = frame.options[0]
+    if split > len(frame.payload):
+        raise RemoteProtocolError(
+            f"the context length {split} is beyond the payload of {len(frame.payload)} bytes"
+        )
+    return frame.payload[:split], frame.payload[split:]

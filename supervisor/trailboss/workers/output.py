@@ -1,0 +1,132 @@
+"""Standard error of a worker: read at all times, split into lines, logged with pid and pool, bounded.
+
+A worker that fills its stderr pipe would block in the middle of a job, so the pipe is drained whatever happens to the
+lines: each is cut at `line_max` bytes, a rate limit counts what it drops instead of logging it, and the last lines are
+kept for the death record.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+
+from trailboss.log import logger
+from trailboss.reactor import Reactor
+from trailboss.workers.deaths import STDERR_LINES_MAX
+
+__all__ = ["LineDrain"]
+
+log = logger("server")
+
+READ_SIZE = 65536
+#: Bytes taken in one turn; a flooding worker waits for the next one.
+TURN_BYTES_MAX = 4 * READ_SIZE
+#: Most lines kept for the death record are short; longer ones are cut to this there.
+KEPT_LINE_MAX = 512
+
+
+class LineDrain:
+    """An object of the reactor that turns a pipe into log lines. `close` flushes what is left."""
+
+    def __init__(
+        self, reactor: Reactor, fd: int, emit: Callable[[str], None], *, line_max: int, rate: int = 0
+    ) -> None:
+        self._reactor = reactor
+        self._fd = fd
+        self._emit = emit
+        self._line_max = line_max
+        self._rate = rate
+        self._second = 0
+        self._in_second = 0
+        self._rest = b""
+        self._cut = 0
+        self._open = True
+        #: Lines that the rate limit kept out of the log.
+        self.dropped = 0
+        self._last: deque[str] = deque(maxlen=STDERR_LINES_MAX)
+        reactor.register(fd, self.on_readable, None, lambda _error: None)
+
+    @property
+    def at_eof(self) -> bool:
+        """Whether the other side has closed (or the drain was closed)."""
+        return not self._open
+
+    def last_lines(self) -> tuple[str, ...]:
+        """The last lines, oldest first, cut for display."""
+        return tuple(self._last)
+
+    def on_readable(self) -> None:
+        """Read a bounded amount; called by the reactor."""
+        self._read_turn()
+
+    def _read_turn(self) -> bool:
+        """Read up to TURN_BYTES_MAX; False when there was nothing to read."""
+        got_some = False
+        for _ in range(TURN_BYTES_MAX // READ_SIZE):
+            try:
+                data = os.read(self._fd, READ_SIZE)
+            except BlockingIOError:
+                return got_some
+            except OSError:
+                data = b""
+            if not data:
+                self._finish()
+                return False
+            got_some = True
+            self._take(data)
+            if len(data) < READ_SIZE:
+                return True
+        return True
+
+    def drain(self) -> None:
+        """Read until the pipe is empty or at its end, at most 16 MiB."""
+        for _ in range(64):
+            if not self._open or not self._read_turn():
+                return
+
+    def close(self) -> None:
+        """Log the unfinished last line and stop; the descriptor is the owner's to close."""
+        if self._open:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._open = False
+        self._reactor.unregister(self._fd)
+        if self._rest or self._cut:
+            self._line(self._rest)
+            self._rest = b""
+        if self.dropped:
+            self._emit(f"[{self.dropped} lines were not logged: above stderr_rate]")
+
+    def _take(self, data: bytes) -> None:
+        *lines, rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._line(line)
+        if len(rest) > self._line_max:
+            # Keep the head for the log, count the tail, go on to the line's end.
+            self._cut += len(rest) - self._line_max
+            rest = rest[: self._line_max]
+        self._rest = rest
+
+    def _line(self, line: bytes) -> None:
+        cut, self._cut = self._cut, 0
+        line = line.rstrip(b"\r")
+        if len(line) > self._line_max:
+            cut += len(line) - self._line_max
+            line = line[: self._line_max]
+        text = line.decode("utf-8", "backslashreplace")
+        if cut:
+            text += f" [{cut} bytes cut]"
+        if not text:
+            return
+        self._last.append(text[:KEPT_LINE_MAX])
+        if self._rate:
+            second = int(self._reactor.now)
+            if second != self._second:
+                self._second, self._in_second = second, 0
+            self._in_second += 1
+            if self._in_second > self._rate:
+                self.dropped += 1
+                return
+        self._emit(text)

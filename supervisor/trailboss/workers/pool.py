@@ -1,0 +1,930 @@
+"""A pool of workers: gives execs to idle workers, queues the rest, and keeps its slots filled.
+
+Two planes meet here. Inside the reactor everything is plain calls: `submit` takes an idle lane or queues, a lane that
+becomes free takes the next exec. In trio, one task per slot lives one worker after the other; it decides on the pace
+with the pure :mod:`trailboss.workers.restart`. A slot is never lost: a pool without a worker is `degraded`, answers at
+once, and keeps probing.
+
+Reset goes by generations: the first worker of the new one is the canary. Only when it, and then the others, are ready,
+the old ones take nothing new, finish what they run, and go. If the new code does not boot, nothing has changed.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import trio
+
+from trailboss.config.schema import PoolConfig
+from trailboss.log import logger
+from trailboss.workers.lane import Exec, Lane, OnOutcome
+from trailboss.workers.limits import Limits, RetireCause
+from trailboss.workers.outcome import (
+    Answer,
+    ExecFailed,
+    Outcome,
+    PoolClosed,
+    PoolDegraded,
+    QueueFull,
+    QueueTimeout,
+    WorkerDied,
+)
+from trailboss.workers.process import Process
+from trailboss.workers.restart import FirstStart, RestartBudget, RestartPolicy, SlotHistory
+from trailboss.workers.sampling import cpu_percent, resident_bytes
+from trailboss.workers.worker import Worker, WorkerExit, WorkerPhase
+from trailboss.workers.workshop import PoolSpec, Workshop
+
+__all__ = [
+    "Pool",
+    "PoolPhase",
+    "PoolSet",
+    "PoolSpec",
+    "PoolStartFailed",
+    "PoolStatistics",
+    "ResetFailed",
+    "WorkerState",
+]
+
+log = logger("server")
+
+
+class PoolPhase(enum.Enum):
+    """Phase of a pool, as `trailboss.State` says it."""
+
+    BOOTING = "booting"
+    READY = "ready"
+    DEGRADED = "degraded"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+class PoolStartFailed(Exception):
+    """The first boot of a pool failed for good; the text holds the worker's own last output."""
+
+
+class ResetFailed(Exception):
+    """The new generation did not come up; the old one goes on. The text says why, with the worker's last output."""
+
+
+#: RoadRunner's numbers and texts of worker states (supervision: informer answers).
+_STATUS = {
+    WorkerPhase.SPAWNING: (0, "inactive"),
+    WorkerPhase.HANDSHAKING: (0, "inactive"),
+    WorkerPhase.DRAINING: (3, "invalid"),
+    WorkerPhase.STOPPING: (4, "stopping"),
+    WorkerPhase.EXITED: (5, "stopped"),
+}
+_RETIRE_STATUS = {
+    RetireCause.MAX_JOBS: (7, "maxJobsReached"),
+    RetireCause.IDLE_TTL: (9, "idleTTLReached"),
+    RetireCause.TTL: (10, "ttlReached"),
+    RetireCause.MEMORY: (11, "maxMemoryReached"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker for people and for `informer.Workers`. Memory in bytes, CPU in percent of one core since its start."""
+
+    pid: int
+    status: int
+    status_text: str
+    executions: int
+    created_ns: int
+    memory_bytes: int
+    cpu_percent: float
+    command: str
+    doing: str
+    doing_since_seconds: float
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatistics:
+    """Figures of a pool at one moment."""
+
+    phase: PoolPhase
+    configured: int
+    ready: int
+    idle: int
+    busy: int
+    booting: int
+    leaving: int
+    in_flight: int
+    queued: int
+    executions: int
+    deaths: int
+    restarts: int
+    refused: int
+    next_probe_seconds: float | None
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """A place for one worker at a time; its task owns it."""
+
+    number: int
+    generation: int
+    history: SlotHistory = field(default_factory=SlotHistory)
+    #: False: the slot ends with its present worker.
+    wanted: bool = True
+    worker: Worker | None = None
+    poked: trio.Event = field(default_factory=trio.Event)
+    next_probe: float | None = None
+    #: First outcome of its boot, for whoever waits for it (reset, add_worker): ready, or the text of the failure.
+    booted: trio.Event = field(default_factory=trio.Event)
+    failure: str = ""
+    failures: int = 0
+
+
+class Pool:
+    """See the module's text. Public verbs: `submit`, `exec`, `reset`, `add_worker`, `remove_worker`, `run`, `stop`."""
+
+    #: Ready for so long, a worker counts as up: slots that wait for tokens or back-off try at once.
+    SETTLE_SECONDS = 1.0
+    #: Memory of the workers is looked at so often where max_worker_memory is set.
+    MEMORY_SECONDS = 5.0
+
+    def __init__(
+        self,
+        spec: PoolSpec,
+        workshop: Workshop,
+        *,
+        policy: RestartPolicy | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.config: PoolConfig = spec.config
+        self.workshop = workshop
+        self.debug = spec.config.debug
+        self.num_workers = spec.config.resolved_num_workers
+        self.policy = policy or RestartPolicy()
+        self._random = random.Random(seed)
+        self._reactor = workshop.reactor
+        limits = spec.config.supervisor
+        self._limits = Limits(
+            max_jobs=1 if self.debug else spec.config.max_jobs,
+            ttl_seconds=limits.ttl,
+            idle_ttl_seconds=limits.idle_ttl,
+            memory_bytes=limits.max_worker_memory * 1024 * 1024,
+        )
+        self._queue_max = spec.config.resolved_max_queue_size
+        self._budget = RestartBudget(self.policy, self.num_workers)
+        self._first_start: FirstStart | None = FirstStart(self.num_workers)
+        self._phase = PoolPhase.BOOTING
+        self._idle: deque[Lane] = deque()
+        self._queue: deque[Exec] = deque()
+        self._queue_watched = False
+        self._slots: list[Slot] = []
+        self._slot_number = 0
+        self.generation = 1
+        self._nursery: trio.Nursery | None = None
+        self._changed = trio.Event()
+        self._stop_requested = trio.Event()
+        self._finished = trio.Event()
+        self._resetting: _SharedReset | None = None
+        self._next_reset: _SharedReset | None = None
+        self._boot_failures = 0
+        self._last_failure = ""
+        #: Called from the reactor when a worker has become idle and nothing waits in the pool's own queue.
+        self.idle_listener: Callable[[], None] | None = None
+        #: Called on every change of phase or of the number of ready workers.
+        self.change_listeners: list[Callable[[], None]] = []
+        #: Execs answered (answers and soft errors) since the start.
+        self.executions = 0
+        self.restarts = 0
+        self.refused = 0
+
+    def __repr__(self) -> str:
+        figures = self.statistics()
+        return (
+            f"<Pool {self.name} {figures.phase.value}: {figures.idle} idle, {figures.busy} busy, "
+            f"{figures.booting} booting, {figures.leaving} leaving, {figures.queued} queued>"
+        )
+
+    # --- execs, on the data plane -----------------------------------------------------------------------------------
+
+    def submit(self, context: bytes, body: bytes, flags: int, on_outcome: OnOutcome, label: str = "") -> None:
+        """Give one payload to a worker; `on_outcome` is called exactly once with what becomes of it.
+
+        It may be called before `submit` returns when the exec is refused at once (QueueFull, PoolDegraded, PoolClosed).
+        Never raises. `label` says what it is, for death records and status.
+        """
+        if not self._reactor.in_batch:
+            self._reactor.touch()
+        exec_ = Exec(context, body, flags, on_outcome, label)
+        if context or body:
+            self._dispatch(exec_)
+        else:
+            # The PHP SDK takes an empty payload for the order to end (wire protocol 2.5).
+            self._refuse(exec_, ExecFailed("a payload needs a context or a body"))
+
+    def _dispatch(self, exec_: Exec) -> None:
+        idle = self._idle
+        while idle:
+            lane = idle.popleft()
+            lane.parked = False
+            if lane.start(exec_):
+                return
+        phase = self._phase
+        if phase is PoolPhase.DRAINING or phase is PoolPhase.STOPPED:
+            self._refuse(exec_, PoolClosed(f"the pool {self.name} is stopping"))
+        elif phase is PoolPhase.DEGRADED:
+            self._refuse(exec_, PoolDegraded(self._degraded_text()))
+        elif len(self._queue) >= self._queue_max:
+            self._refuse(
+                exec_, QueueFull(f"{len(self._queue)} executions wait for the pool {self.name} already")
+            )
+        else:
+            exec_.deadline = self._reactor.now + self.config.queue_timeout
+            self._queue.append(exec_)
+            self._watch_queue()
+            if self.debug:
+                self._add_debug_slot()
+
+    def resubmit(self, exec_: Exec) -> None:
+        """The worker that had it never answered it: it goes to the head of the queue (or to an idle worker)."""
+        idle = self._idle
+        while idle:
+            lane = idle.popleft()
+            lane.parked = False
+            if lane.start(exec_):
+                return
+        if self._phase in (PoolPhase.DRAINING, PoolPhase.STOPPED) and not self._any_lane():
+            self._refuse(exec_, PoolClosed(f"the pool {self.name} is stopping"))
+            return
+        exec_.deadline = self._reactor.now + self.config.queue_timeout
+        self._queue.appendleft(exec_)
+        self._watch_queue()
+        if self.debug:
+            self._add_debug_slot()
+
+    def _any_lane(self) -> bool:
+        return any(slot.worker is not None and slot.worker.retire_cause is None for slot in self._slots)
+
+    def _refuse(self, exec_: Exec, why: ExecFailed) -> None:
+        self.refused += 1
+        self._deliver(exec_, why)
+
+    def _deliver(self, exec_: Exec, outcome: Outcome) -> None:
+        try:
+            exec_.on_outcome(outcome)
+        except Exception:
+            log.exception("the receiver of an outcome failed", pool=self.name)
+
+    def lane_idle(self, lane: Lane) -> None:
+        """Reactor: `lane` has answered and can take the next exec."""
+        queue = self._queue
+        while queue:
+            exec_ = queue.popleft()
+            if not lane.start(exec_):
+                queue.appendleft(exec_)
+                return
+            return
+        lane.parked = True
+        self._idle.append(lane)
+        listener = self.idle_listener
+        if listener is not None:
+            listener()
+
+    def lane_gone(self, lane: Lane) -> None:
+        """`lane` must not be given anything any more."""
+        if lane.parked:
+            lane.parked = False
+            try:
+                self._idle.remove(lane)
+            except ValueError:
+                pass
+
+    @property
+    def idle_count(self) -> int:
+        """Ready workers with nothing to do."""
+        return len(self._idle)
+
+    @property
+    def in_flight(self) -> int:
+        """Execs that are with a worker now."""
+        return sum(1 for slot in self._slots if slot.worker is not None and slot.worker.is_busy)
+
+    @property
+    def queued(self) -> int:
+        """Execs that wait in the pool's own queue."""
+        return len(self._queue)
+
+    async def exec(self, context: bytes, body: bytes, flags: int = 0, label: str = "") -> Answer:
+        """Give one payload to a worker and wait for its answer. Raises ExecFailed (one of its kinds).
+
+        On cancellation: a payload that still waits is withdrawn; one that runs is left to finish within its limits,
+        its outcome is dropped, and the worker is free afterwards.
+        """
+        result: list[Outcome] = []
+        task = trio.lowlevel.current_task()
+        waiting = False
+
+        def on_outcome(outcome: Outcome) -> None:
+            result.append(outcome)
+            if waiting:
+                trio.lowlevel.reschedule(task)
+
+        exec_ = Exec(context, body, flags, on_outcome, label)
+        if not self._reactor.in_batch:
+            self._reactor.touch()
+        if context or body:
+            self._dispatch(exec_)
+        else:
+            self._refuse(exec_, ExecFailed("a payload needs a context or a body"))
+        if result:
+            await trio.lowlevel.checkpoint()
+        else:
+
+            def abort(_: object) -> trio.lowlevel.Abort:
+                nonlocal waiting
+                waiting = False
+                exec_.on_outcome = _ignore
+                if exec_ in self._queue:
+                    self._queue.remove(exec_)
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            waiting = True
+            await trio.lowlevel.wait_task_rescheduled(abort)
+        outcome = result[0]
+        if isinstance(outcome, Answer):
+            return outcome
+        raise outcome
+
+    def _watch_queue(self) -> None:
+        """One wheel entry for the whole queue: it is in order of deadlines but for the few put back at its head."""
+        if not self._queue_watched and self._queue:
+            self._queue_watched = True
+            self._reactor.wheel.add(self._queue[-1].deadline, self._expire_queue)
+
+    def _expire_queue(self, now: float) -> None:
+        self._queue_watched = False
+        late = [exec_ for exec_ in self._queue if exec_.deadline <= now]
+        if late:
+            self._queue = deque(exec_ for exec_ in self._queue if exec_.deadline > now)
+            seconds = self.config.queue_timeout
+            for exec_ in late:
+                self._refuse(
+                    exec_,
+                    QueueTimeout(
+                        f"no worker of the pool {self.name} became free within queue_timeout ({seconds:g} s)"
+                    ),
+                )
+        if self._queue:
+            self._queue_watched = True
+            self._reactor.wheel.add(min(exec_.deadline for exec_ in self._queue), self._expire_queue)
+
+    def _fail_queue(self, why: Callable[[], ExecFailed]) -> None:
+        queue, self._queue = self._queue, deque()
+        for exec_ in queue:
+            self._refuse(exec_, why())
+
+    # --- slots, on the control plane --------------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Boot the pool, live until `stop`; ``started()`` at quorum.
+
+        Raises PoolStartFailed if the first boot fails for good.
+        On cancellation: all workers are killed and reaped.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                if not self.debug:
+                    for _ in range(self.num_workers):
+                        self._add_slot(self.generation)
+                if self._limits.memory_bytes:
+                    nursery.start_soon(self._watch_memory)
+                failure = await self._first_boot()
+                if not failure:
+                    self._first_start = None
+                    self._set_phase()
+                    task_status.started()
+                    await self._stop_requested.wait()
+                    while self._slots:
+                        await self._change()
+                nursery.cancel_scope.cancel(reason="the pool has stopped")
+            if failure:
+                raise PoolStartFailed(failure)
+        finally:
+            self._phase = PoolPhase.STOPPED
+            self._nursery = None
+            self._fail_queue(lambda: PoolClosed(f"the pool {self.name} has stopped"))
+            self._finished.set()
+            self._notify()
+
+    async def _first_boot(self) -> str:
+        """Wait for the quorum; returns why it cannot be reached, or ""."""
+        assert self._first_start is not None
+        quorum = self.config.resolved_quorum
+        while self.ready_workers < quorum and not self._stop_requested.is_set():
+            if self._first_start.verdict(self.ready_workers):
+                return (
+                    f"the pool {self.name} did not start: {self.ready_workers} of {self.num_workers} workers ready, "
+                    f"{self._first_start.failures} boots failed; the last one: {self._last_failure}"
+                )
+            await self._change()
+        return ""
+
+    async def stop(self, deadline: float) -> None:
+        """Take nothing new, let workers finish until `deadline` (trio's clock), then kill; returns when all are gone."""
+        limit = min(deadline, trio.current_time() + self.config.destroy_timeout)
+        if self._phase is not PoolPhase.STOPPED:
+            self._phase = PoolPhase.DRAINING
+            self._notify()
+        self._fail_queue(lambda: PoolClosed(f"the pool {self.name} is stopping"))
+        for slot in list(self._slots):
+            self._retire_slot(slot, RetireCause.STOP, limit)
+        self._stop_requested.set()
+        self._poke_change()
+        if self._nursery is None:
+            return
+        with trio.move_on_at(limit):
+            await self._finished.wait()
+            return
+        for slot in list(self._slots):
+            if slot.worker is not None:
+                slot.worker.kill("still there when the time to stop was over")
+        await self._finished.wait()
+
+    def _add_slot(self, generation: int) -> Slot:
+        assert self._nursery is not None
+        self._slot_number += 1
+        slot = Slot(self._slot_number, generation)
+        self._slots.append(slot)
+        self._nursery.start_soon(self._run_slot, slot)
+        return slot
+
+    def _add_debug_slot(self) -> None:
+        """Debug mode: a fresh worker for this exec, at most `num_workers` at the same time."""
+        if self._nursery is not None and len(self._slots) < self.num_workers:
+            self._add_slot(self.generation).wanted = False
+
+    def _retire_slot(self, slot: Slot, cause: RetireCause, deadline: float) -> None:
+        slot.wanted = False
+        if slot.worker is not None:
+            slot.worker.retire(cause, deadline)
+        slot.poked.set()
+
+    async def _run_slot(self, slot: Slot) -> None:
+        """Live one worker after the other in `slot` until it is not wanted any more."""
+        try:
+            first = True
+            while slot.wanted or first:
+                if not first:
+                    self.restarts += 1
+                first = False
+                limits = self._limits.draw(self._random.random())
+                exec_ttl = self.config.supervisor.exec_ttl
+                worker = Worker(self, slot.number, slot.generation, limits, exec_ttl)
+                slot.worker = worker
+                if not slot.wanted and not self.debug:
+                    break
+                left = await worker.run()
+                slot.worker = None
+                self._after_exit(slot, left)
+                if slot.wanted and not self._stop_requested.is_set():
+                    await self._pace(slot, left)
+        finally:
+            slot.worker = None
+            if slot in self._slots:
+                self._slots.remove(slot)
+            slot.booted.set()
+            self._set_phase()
+            self._poke_change()
+            if self.debug and self._queue and self._phase is PoolPhase.READY:
+                self._add_debug_slot()
+
+    def _after_exit(self, slot: Slot, left: WorkerExit) -> None:
+        """Note how a worker left; failures of a boot are told to whoever waits for it."""
+        if not left.was_ready and not left.planned:
+            self._boot_failures += 1
+            self._last_failure = left.text
+            slot.failures += 1
+            slot.failure = left.text
+            slot.booted.set()
+            if self._first_start is not None:
+                self._first_start.failed(permanent=left.permanent)
+            if self.debug and self._queue:
+                exec_ = self._queue.popleft()
+                self._refuse(
+                    exec_, WorkerDied(f"the worker did not start: {left.text}", cause="boot", sent=False)
+                )
+        self._set_phase()
+        self._poke_change()
+
+    async def _pace(self, slot: Slot, left: WorkerExit) -> None:
+        """Wait before the slot's next worker, as the restart policy has it."""
+        now = trio.current_time()
+        if left.planned or self.policy.proved(left.executions, left.ready_seconds):
+            slot.history.streak = 0
+            if not left.planned:
+                self._budget.forget(now)
+            return
+        slot.history.streak += 1
+        wait = slot.history.backoff_seconds(self.policy, self._random.random())
+        wait = max(wait, self._budget.take(now))
+        if wait <= 0:
+            return
+        slot.next_probe = now + wait
+        slot.poked = trio.Event()
+        self._set_phase()
+        log.warning(
+            "a slot waits before it starts its next worker",
+            pool=self.name,
+            seconds=round(wait, 2),
+            failures=slot.history.streak,
+            ready=self.ready_workers,
+        )
+        with trio.move_on_after(wait):
+            await slot.poked.wait()
+        slot.next_probe = None
+
+    def worker_ready(self, worker: Worker) -> None:
+        """Owner task: the handshake is done and the lane listens."""
+        for slot in self._slots:
+            if slot.worker is worker:
+                slot.failure = ""
+                slot.booted.set()
+        self._boot_failures = 0
+        pid = worker.pid
+        took = round(worker.ready_at - worker.spawned_at, 4)
+        log.info("worker ready", pid=pid, pool=self.name, boot_seconds=took, generation=worker.generation)
+        self._set_phase()
+        assert worker.lane is not None
+        if worker.retire_cause is not None:
+            worker.lane.retiring = True
+        else:
+            self.lane_idle(worker.lane)
+        self._poke_change()
+
+    def worker_settled(self, worker: Worker) -> None:
+        """Owner task: it has been ready for a while; whatever broke the others' boots seems to be over."""
+        for slot in self._slots:
+            if slot.worker is worker:
+                slot.history.streak = 0
+        if any(slot.next_probe is not None for slot in self._slots):
+            self._budget.forget(trio.current_time())
+            for slot in self._slots:
+                slot.poked.set()
+
+    def reap_later(self, process: Process) -> None:
+        """A process that even SIGKILL has not ended yet (stuck in the kernel): wait for it apart from its slot."""
+        log.error(
+            "a killed process does not end; its slot goes on without it", pid=process.pid, pool=self.name
+        )
+        if self._nursery is not None:
+            self._nursery.start_soon(self._reap, process)
+
+    async def _reap(self, process: Process) -> None:
+        await trio.lowlevel.wait_readable(process.pidfd)
+        process.reap()
+        trio.lowlevel.notify_closing(process.pidfd)
+        process.close()
+
+    async def _watch_memory(self) -> None:
+        """Retire workers above max_worker_memory (resident memory; soft, after what they run)."""
+        while True:
+            await trio.sleep(self.MEMORY_SECONDS)
+            for slot in self._slots:
+                worker = slot.worker
+                if worker is None or worker.phase is not WorkerPhase.READY:
+                    continue
+                used = resident_bytes(worker.pid)
+                if used > self._limits.memory_bytes:
+                    log.info(
+                        "worker above max_worker_memory", pid=worker.pid, pool=self.name, memory_bytes=used
+                    )
+                    worker.retire(RetireCause.MEMORY)
+
+    # --- changing the pool ------------------------------------------------------------------------------------------
+
+    async def reset(self, reason: str = "reset") -> None:
+        """Replace every worker by one of a new generation: new ones first, then the old ones drain.
+
+        Returns when the new generation serves alone and the idle old workers are gone; old workers that are still
+        busy finish within `reset_timeout`, then are killed. Calls that arrive during a reset share the next one.
+        Raises ResetFailed if a new worker does not boot; then the old generation goes on.
+        """
+        if self._phase in (PoolPhase.DRAINING, PoolPhase.STOPPED):
+            raise ResetFailed(f"the pool {self.name} is stopping")
+        if self.debug:
+            return  # every exec has a fresh worker anyway
+        if self._nursery is None or self._first_start is not None:
+            raise ResetFailed(f"the pool {self.name} has not started yet")
+        # A reset promises the code as of now or later: one that is under way has begun before, so share the next.
+        shared = self._next_reset
+        if shared is None:
+            shared = _SharedReset()
+            if self._resetting is None:
+                self._resetting = shared
+                self._nursery.start_soon(self._reset_now, shared, reason)
+            else:
+                self._next_reset = shared
+        await shared.done.wait()
+        if shared.failure:
+            raise ResetFailed(shared.failure)
+
+    async def _reset_now(self, shared: _SharedReset, reason: str) -> None:
+        try:
+            shared.failure = await self._replace_generation(reason)
+        except BaseException:
+            shared.failure = f"the pool {self.name} is stopping"
+            raise
+        finally:
+            shared.done.set()
+            self._resetting = self._next_reset
+            self._next_reset = None
+            if self._resetting is not None:
+                if self._nursery is not None and not self._stop_requested.is_set():
+                    self._nursery.start_soon(self._reset_now, self._resetting, reason)
+                else:
+                    self._resetting.failure = f"the pool {self.name} is stopping"
+                    self._resetting.done.set()
+
+    async def _replace_generation(self, reason: str) -> str:
+        """Do one reset; returns "" or the reason of its failure."""
+        old = [slot for slot in self._slots if slot.wanted]
+        count = max(1, len(old))
+        generation = self.generation + 1
+        log.info("reset begins", pool=self.name, reason=reason, generation=generation)
+        new = [self._add_slot(generation)]
+        failure = await self._booted(new)
+        if not failure and count > 1:
+            new += [self._add_slot(generation) for _ in range(count - 1)]
+            failure = await self._booted(new)
+        if failure:
+            for slot in new:
+                # Those that did come up may run something already: let them finish it.
+                self._retire_slot(slot, RetireCause.RESET, trio.current_time() + self.config.reset_timeout)
+            log.error("reset failed, the old workers go on", pool=self.name, text=failure)
+            return f"the new workers of the pool {self.name} did not start, the old ones go on: {failure}"
+        self.generation = generation
+        deadline = trio.current_time() + self.config.reset_timeout
+        leaving = [slot.worker for slot in old if slot.worker is not None]
+        for slot in old:
+            self._retire_slot(slot, RetireCause.RESET, deadline)
+        idle = [worker for worker in leaving if not worker.is_busy]
+        while (
+            any(worker.phase is not WorkerPhase.EXITED for worker in idle) and trio.current_time() < deadline
+        ):
+            with trio.move_on_at(deadline):
+                await self._change()
+        log.info(
+            "reset done", pool=self.name, generation=generation, busy=sum(1 for w in leaving if w.is_busy)
+        )
+        return ""
+
+    async def _booted(self, slots: list[Slot]) -> str:
+        """Wait until each of `slots` has a ready worker or failed its first boot; returns the first failure's text."""
+        for slot in slots:
+            await slot.booted.wait()
+            if slot.failure:
+                return slot.failure
+            if slot.worker is None or slot.worker.phase is not WorkerPhase.READY:
+                return "a new worker left right after its start"
+        return ""
+
+    async def add_worker(self) -> None:
+        """Add one slot and wait for its worker. Raises ResetFailed with the reason if it does not boot."""
+        if self._phase not in (PoolPhase.READY, PoolPhase.DEGRADED) or self.debug:
+            raise ResetFailed(f"the pool {self.name} takes no further worker now (it is {self._phase.value})")
+        slot = self._add_slot(self.generation)
+        self.num_workers += 1
+        await slot.booted.wait()
+        if slot.failure:
+            self._retire_slot(slot, RetireCause.REMOVED, trio.current_time())
+            self.num_workers -= 1
+            raise ResetFailed(f"the new worker did not start: {slot.failure}")
+
+    async def remove_worker(self) -> None:
+        """Retire one worker, an idle one if there is one; the last one always stays (then nothing happens)."""
+        candidates = [slot for slot in self._slots if slot.wanted]
+        if len(candidates) > 1:
+            candidates.sort(key=lambda slot: slot.worker is not None and slot.worker.is_busy)
+            self.num_workers -= 1
+            deadline = trio.current_time() + self.config.reset_timeout
+            self._retire_slot(candidates[0], RetireCause.REMOVED, deadline)
+        await trio.lowlevel.checkpoint()
+
+    # --- being asked ------------------------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> PoolPhase:
+        """Phase of the pool."""
+        return self._phase
+
+    @property
+    def ready_workers(self) -> int:
+        """Workers that are ready or busy and stay."""
+        return sum(
+            1
+            for slot in self._slots
+            if slot.worker is not None
+            and slot.worker.phase is WorkerPhase.READY
+            and slot.worker.retire_cause is None
+        )
+
+    @property
+    def quorum(self) -> int:
+        """Ready workers needed now for the pool to count as up."""
+        return (
+            self.config.resolved_quorum
+            if self._first_start is not None
+            else self.config.resolved_quorum_running
+        )
+
+    @property
+    def at_quorum(self) -> bool:
+        """Whether the pool counts as up."""
+        return self._phase is PoolPhase.READY and self.ready_workers >= self.quorum
+
+    def _set_phase(self) -> None:
+        before = self._phase
+        if before in (PoolPhase.DRAINING, PoolPhase.STOPPED) or self._first_start is not None:
+            return
+        hopeless = self._boot_failures or all(slot.next_probe is not None for slot in self._slots)
+        if self.ready_workers or self.debug or not hopeless:
+            # Without a worker, but one is on its way that has not failed before: execs wait for it.
+            self._phase = PoolPhase.READY
+        else:
+            self._phase = PoolPhase.DEGRADED
+        if self._phase is not before:
+            if self._phase is PoolPhase.DEGRADED:
+                log.error(
+                    "pool degraded: no worker is left, it keeps probing",
+                    pool=self.name,
+                    text=self._last_failure,
+                )
+                self._fail_queue(lambda: PoolDegraded(self._degraded_text()))
+            elif before is PoolPhase.DEGRADED:
+                log.info("pool recovered", pool=self.name)
+
+    def _degraded_text(self) -> str:
+        probe = self._next_probe()
+        when = f"; next try in {probe:.1f} s" if probe is not None else ""
+        return f"the pool {self.name} has no worker: {self._last_failure}{when}"
+
+    def _next_probe(self) -> float | None:
+        times = [slot.next_probe for slot in self._slots if slot.next_probe is not None]
+        return max(0.0, min(times) - trio.current_time()) if times else None
+
+    def _poke_change(self) -> None:
+        # A new event for those who look next: several tasks may wait on the old one.
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+        self._notify()
+
+    def _notify(self) -> None:
+        for listener in self.change_listeners:
+            listener()
+
+    async def _change(self) -> None:
+        await self._changed.wait()
+
+    def workers(self) -> list[WorkerState]:
+        """All workers that have a process, slots in order."""
+        now = trio.current_time()
+        states = []
+        for slot in self._slots:
+            worker = slot.worker
+            if worker is None or not worker.pid:
+                continue
+            status, text = self._status(worker)
+            lane = worker.lane
+            current = lane.current if lane is not None else None
+            states.append(
+                WorkerState(
+                    pid=worker.pid,
+                    status=status,
+                    status_text=text,
+                    executions=lane.executions if lane is not None else 0,
+                    created_ns=worker.created_ns,
+                    memory_bytes=resident_bytes(worker.pid),
+                    cpu_percent=cpu_percent(worker.pid, worker.created_ns),
+                    command="",
+                    doing=current.label if current is not None else "",
+                    doing_since_seconds=now - lane.started_at
+                    if lane is not None and current is not None
+                    else 0.0,
+                    generation=worker.generation,
+                )
+            )
+        return states
+
+    @staticmethod
+    def _status(worker: Worker) -> tuple[int, str]:
+        if worker.phase is WorkerPhase.READY:
+            return (2, "working") if worker.is_busy else (1, "ready")
+        if worker.retire_cause in _RETIRE_STATUS:
+            return _RETIRE_STATUS[worker.retire_cause]
+        return _STATUS[worker.phase]
+
+    def statistics(self) -> PoolStatistics:
+        """Figures of this moment."""
+        ready = busy = booting = leaving = 0
+        for slot in self._slots:
+            worker = slot.worker
+            if worker is None:
+                continue
+            if worker.phase in (WorkerPhase.SPAWNING, WorkerPhase.HANDSHAKING):
+                booting += 1
+            elif worker.retire_cause is not None or worker.phase is not WorkerPhase.READY:
+                leaving += 1
+            else:
+                ready += 1
+                busy += worker.is_busy
+        return PoolStatistics(
+            phase=self._phase,
+            configured=self.num_workers,
+            ready=ready,
+            idle=len(self._idle),
+            busy=busy,
+            booting=booting,
+            leaving=leaving,
+            in_flight=self.in_flight,
+            queued=len(self._queue),
+            executions=self.executions,
+            deaths=self.workshop.deaths.total(self.name),
+            restarts=self.restarts,
+            refused=self.refused,
+            next_probe_seconds=self._next_probe(),
+        )
+
+    def describe(self) -> dict[str, object]:
+        """JSON values for `trailboss.State`."""
+        figures = self.statistics()
+        return {
+            "name": self.name,
+            "phase": figures.phase.value,
+            "configured": figures.configured,
+            "ready": figures.ready,
+            "quorum": self.quorum,
+            "idle": figures.idle,
+            "busy": figures.busy,
+            "booting": figures.booting,
+            "leaving": figures.leaving,
+            "queued": figures.queued,
+            "executions": figures.executions,
+            "deaths": figures.deaths,
+            "restarts": figures.restarts,
+            "refused": figures.refused,
+            "generation": self.generation,
+            "next_probe_seconds": figures.next_probe_seconds,
+            "last_failure": self._last_failure if figures.phase is PoolPhase.DEGRADED else "",
+        }
+
+    def kill_one(self, pid: int, number: int = signal.SIGKILL) -> bool:
+        """Signal one worker of this pool through its pidfd; for operators and chaos. False if there is none such."""
+        for slot in self._slots:
+            if slot.worker is not None and slot.worker.pid == pid and slot.worker.process is not None:
+                slot.worker.process.signal_leader(number)
+                return True
+        return False
+
+
+@dataclass(eq=False, slots=True)
+class _SharedReset:
+    """One reset and everybody who waits for it."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    failure: str = ""
+
+
+class PoolSet:
+    """The pools of a server by name; a service of the core."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, Pool] = {}
+
+    def add(self, pool: Pool) -> None:
+        """Note a pool. Raises ValueError if its name is taken."""
+        if pool.name in self._pools:
+            raise ValueError(f"two plugins ask for a pool named {pool.name}")
+        self._pools[pool.name] = pool
+
+    def names(self) -> list[str]:
+        """Names in the order of their plugins."""
+        return list(self._pools)
+
+    def get(self, name: str) -> Pool | None:
+        """The pool called `name`, or None."""
+        return self._pools.get(name)
+
+    def __iter__(self) -> Iterator[Pool]:
+        return iter(self._pools.values())
+
+    def __len__(self) -> int:
+        return len(self._pools)
+
+
+def _ignore(_outcome: Outcome) -> None:
+    """Receiver of an exec whose caller has gone."""

@@ -1,0 +1,271 @@
+"""One child process: spawn, signals, exit status. No protocol, no policy.
+
+A child gets a session and process group of its own, so that a stray Ctrl-C does not take it and a kill takes all of
+it; only descriptors 0-2; and the environment it is given, nothing else. Its exit is seen through a pidfd, so a reused
+pid is never signalled or waited for. The group is signalled only while its leader has not been reaped: until then the
+kernel cannot give the number to anybody else.
+
+PR_SET_PDEATHSIG is not used: the death signal follows the *thread* that forked, and threads here come and go. What
+happens when the supervisor itself dies is the guard's business (:mod:`trailboss.workers.guard`).
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import resource
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import trio
+
+__all__ = ["ExitStatus", "Identity", "Process", "SpawnFailed", "resolve_identity", "spawn"]
+
+
+class SpawnFailed(Exception):
+    """The process could not be started at all. `permanent` when trying again cannot help (no such command)."""
+
+    def __init__(self, text: str, *, permanent: bool) -> None:
+        super().__init__(text)
+        self.permanent = permanent
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom a child runs as."""
+
+    user: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def resolve_identity(user: str, group: str = "") -> Identity | None:
+    """Look up `user` (a name, as RoadRunner has it) and optionally `group`; None for an empty name.
+
+    Raises LookupError with a text for people when the name does not exist.
+    """
+    if not user:
+        return None
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise LookupError(f"there is no user {user!r} on this machine") from None
+    gid = entry.pw_gid
+    if group:
+        try:
+            gid = grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise LookupError(f"there is no group {group!r} on this machine") from None
+    groups = tuple(sorted({gid, *os.getgrouplist(user, gid)}))
+    return Identity(user, entry.pw_uid, gid, groups)
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended: its exit code or the signal that killed it, and what it had used."""
+
+    exit_code: int | None
+    signal: int | None
+    user_seconds: float
+    system_seconds: float
+    memory_peak_bytes: int
+
+    def describe(self) -> str:
+        """Return "exit code 3" or "signal SIGKILL (9)"."""
+        if self.signal is not None:
+            try:
+                return f"signal {signal.Signals(self.signal).name} ({self.signal})"
+            except ValueError:
+                return f"signal {self.signal}"
+        return f"exit code {self.exit_code}"
+
+
+class Process:
+    """A running child. Whoever holds it reaps it; descriptors are closed by :meth:`close`."""
+
+    __slots__ = ("_popen", "pid", "pidfd", "started_wall", "status", "stderr_fd", "stdin_fd", "stdout_fd")
+
+    def __init__(
+        self, popen: subprocess.Popen[bytes], pidfd: int, fds: tuple[int, int, int], wall: float
+    ) -> None:
+        self._popen = popen
+        self.pid = popen.pid
+        self.pidfd = pidfd
+        #: Our ends of the child's pipes, non-blocking; -1 where there is none. With a socket pair stdin and stdout
+        #: are the same descriptor.
+        self.stdin_fd, self.stdout_fd, self.stderr_fd = fds
+        self.started_wall = wall
+        self.status: ExitStatus | None = None
+
+    def signal_leader(self, number: int) -> None:
+        """Signal the process itself, through its pidfd; does nothing once it has been reaped or is gone."""
+        if self.status is None:
+            try:
+                signal.pidfd_send_signal(self.pidfd, number)
+            except ProcessLookupError:
+                pass
+
+    def signal_group(self, number: int) -> None:
+        """Signal the whole group; safe until :meth:`reap` (the unreaped leader keeps the number)."""
+        if self.status is None:
+            try:
+                os.killpg(self.pid, number)
+            except (ProcessLookupError, PermissionError):
+                # PermissionError: members that changed their uid; the leader at least is ours.
+                self.signal_leader(number)
+
+    def has_exited(self) -> bool:
+        """Whether the process has ended (reaped or not); asks the kernel, does not reap."""
+        if self.status is not None:
+            return True
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def reap(self) -> ExitStatus:
+        """Collect the exit status. Call it when the process has exited: otherwise it blocks."""
+        if self.status is None:
+            _, wait_status, usage = os.wait4(self.pid, 0)
+            code = os.waitstatus_to_exitcode(wait_status)
+            self._popen.returncode = code  # tells Popen that there is nothing left to wait for
+            self.status = _exit_status(code, usage)
+        return self.status
+
+    def close(self) -> None:
+        """Close our ends of the pipes and the pidfd. Unregister them from the reactor before."""
+        for fd in {self.stdin_fd, self.stdout_fd, self.stderr_fd, self.pidfd}:
+            if fd >= 0:
+                os.close(fd)
+        self.stdin_fd = self.stdout_fd = self.stderr_fd = self.pidfd = -1
+
+
+def _exit_status(code: int, usage: resource.struct_rusage) -> ExitStatus:
+    return ExitStatus(
+        exit_code=code if code >= 0 else None,
+        signal=-code if code < 0 else None,
+        user_seconds=usage.ru_utime,
+        system_seconds=usage.ru_stime,
+        memory_peak_bytes=usage.ru_maxrss * 1024,
+    )
+
+
+async def spawn(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    wall: float,
+    identity: Identity | None = None,
+    stdin: str = "pipe",
+    directory: str | None = None,
+) -> Process:
+    """Start `argv` and return when it has been executed (spawned, not ready).
+
+    `stdin` is "pipe" (stdin and stdout are pipes), "socket" (both are one AF_UNIX stream socket: for workers of our
+    own SDK) or "null" (stdin /dev/null, stdout a pipe for log lines). stderr is always a pipe.
+
+    Raises SpawnFailed with a text that names the command and the reason.
+    On cancellation: the spawn is finished in its thread, then the process is killed and reaped; nothing is left.
+    """
+    process = await trio.to_thread.run_sync(_spawn, argv, environment, wall, identity, stdin, directory)
+    try:
+        await trio.lowlevel.checkpoint_if_cancelled()
+    except trio.Cancelled:
+        process.signal_group(signal.SIGKILL)
+        process.reap()
+        process.close()
+        raise
+    return process
+
+
+def _spawn(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    wall: float,
+    identity: Identity | None,
+    stdin: str,
+    directory: str | None,
+) -> Process:
+    ours: list[int] = []
+    theirs: list[int] = []
+    try:
+        if stdin == "socket":
+            left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            in_fd = out_fd = left.detach()
+            child_in = child_out = right.detach()
+            ours.append(in_fd)
+            theirs.append(child_in)
+        else:
+            if stdin == "pipe":
+                child_in, in_fd = os.pipe()
+                ours.append(in_fd)
+            else:
+                child_in, in_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1
+            theirs.append(child_in)
+            out_fd, child_out = os.pipe()
+            ours.append(out_fd)
+            theirs.append(child_out)
+        error_fd, child_error = os.pipe()
+        ours.append(error_fd)
+        theirs.append(child_error)
+        for fd in ours:
+            os.set_blocking(fd, False)
+        popen = subprocess.Popen(
+            list(argv),
+            stdin=child_in,
+            stdout=child_out,
+            stderr=child_error,
+            env=dict(environment),
+            cwd=directory,
+            start_new_session=True,
+            user=identity.uid if identity else None,
+            group=identity.gid if identity else None,
+            extra_groups=list(identity.groups) if identity else None,
+        )
+    except BaseException as error:
+        for fd in ours:
+            os.close(fd)
+        if isinstance(error, (OSError, ValueError, subprocess.SubprocessError)):
+            raise _explain(argv, error, identity, directory) from error
+        raise
+    finally:
+        for fd in theirs:
+            os.close(fd)
+    try:
+        pidfd = os.pidfd_open(popen.pid)
+    except OSError as error:
+        popen.kill()
+        popen.wait()
+        for fd in ours:
+            os.close(fd)
+        raise SpawnFailed(
+            f"cannot watch the new process {popen.pid}: {error.strerror}", permanent=False
+        ) from error
+    return Process(popen, pidfd, (in_fd, out_fd, error_fd), wall)
+
+
+def _explain(
+    argv: Sequence[str], error: Exception, identity: Identity | None, directory: str | None
+) -> SpawnFailed:
+    command = argv[0] if argv else ""
+    if isinstance(error, FileNotFoundError):
+        where = f" in {directory}" if directory else ""
+        missing = (
+            "the working directory does not exist" if error.filename == directory else "command not found"
+        )
+        return SpawnFailed(f"cannot start {command!r}{where}: {missing}", permanent=True)
+    if isinstance(error, PermissionError):
+        who = f" as user {identity.user}" if identity else ""
+        return SpawnFailed(
+            f"cannot start {command!r}{who}: {(error.strerror or 'not permitted').lower()}", permanent=True
+        )
+    if isinstance(error, OSError):
+        # EAGAIN, ENOMEM, EMFILE: the machine is short of something; that passes.
+        permanent = error.errno not in _PASSING
+        return SpawnFailed(f"cannot start {command!r}: {error.strerror}", permanent=permanent)
+    return SpawnFailed(f"cannot start {command!r}: {error}", permanent=True)
+
+
+_PASSING = {11, 12, 23, 24, 26}  # EAGAIN, ENOMEM, ENFILE, EMFILE, ETXTBSY

@@ -1,0 +1,270 @@
+"""Relays: how frames get to a worker and back. Pipes by default, or a socket the worker connects to.
+
+With ``pipes`` the frames travel on the child's stdin and stdout. With ``unix://path`` and ``tcp://host:port`` one
+listener serves all workers (RR_RELAY is one value for all): a worker connects, the server says its pid first, the
+worker answers with its own (wire protocol 2.3), and the connection goes to the child that this process belongs to,
+found by session id, so that a shell wrapper around PHP works too.
+
+Every connection has its own handshake with its own deadline. A silent, lying or garbage-talking client costs its own
+connection and nothing else; a process that is no child of ours gets no worker's place.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trailboss.log import logger
+from trailboss.reactor import Reactor
+from trailboss_worker.protocol.control import check_handshake, encode_pid
+from trailboss_worker.protocol.errors import RemoteProtocolError
+from trailboss_worker.protocol.frames import FrameDecoder
+
+__all__ = ["RelayAddress", "RelayError", "RelayHub", "parse_relay"]
+
+log = logger("server")
+
+#: A client has so long to finish its handshake, in seconds.
+HANDSHAKE_SECONDS_MAX = 10.0
+#: Unfinished handshakes at the same time; more are closed at once.
+PENDING_MAX = 1024
+
+
+class RelayError(Exception):
+    """The relay cannot be set up; the text names key, value and remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayAddress:
+    """A parsed ``server.relay``."""
+
+    kind: str  #: "pipes", "unix" or "tcp"
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @property
+    def exported(self) -> str:
+        """What goes into RR_RELAY: a form that the PHP SDK can use (it fails on an empty host, and is IPv4 only)."""
+        if self.kind == "unix":
+            return f"unix://{self.path}"
+        if self.kind == "tcp":
+            return f"tcp://{self.host or '127.0.0.1'}:{self.port}"
+        return "pipes"
+
+
+def parse_relay(value: str) -> RelayAddress:
+    """Parse ``server.relay``. Raises RelayError for anything but pipes, unix://path and tcp://host:port."""
+    if value in ("", "pipes"):
+        return RelayAddress("pipes")
+    scheme, separator, rest = value.partition("://")
+    if separator and scheme == "unix" and rest:
+        return RelayAddress("unix", path=rest)
+    if separator and scheme == "tcp":
+        host, colon, port = rest.rpartition(":")
+        if colon and port.isascii() and port.isdigit() and len(port) <= 5 and 0 <= int(port) < 65536:
+            return RelayAddress("tcp", host=host.lower(), port=int(port))
+    raise RelayError(f"server.relay: {value!r} is no relay; use pipes, unix://path or tcp://host:port")
+
+
+class RelayHub:
+    """The listener of a socket relay; `open` before the first worker is spawned, `close` after the last has gone."""
+
+    def __init__(self, reactor: Reactor, address: RelayAddress) -> None:
+        self._reactor = reactor
+        self.address = address
+        self._socket: socket.socket | None = None
+        self._pending: dict[int, _Greeting] = {}
+        #: Children that wait for their connection, by session id.
+        self._expected: dict[int, Callable[[int, bytes], None]] = {}
+
+    def open(self, *, mode: int = 0o600) -> None:
+        """Bind and listen. Raises RelayError naming the address, the reason and what to do."""
+        address = self.address
+        try:
+            if address.kind == "unix":
+                _remove_stale_socket(address.path)
+                listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                listener.bind(address.path)
+                os.chmod(address.path, mode)
+            else:
+                listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind((address.host or "127.0.0.1", address.port))
+                if not address.port:
+                    self.address = RelayAddress("tcp", address.host or "127.0.0.1", listener.getsockname()[1])
+        except OSError as error:
+            raise RelayError(
+                f"server.relay: cannot listen on {address.exported}: {error.strerror or error}; "
+                "choose another address or stop the process that uses it"
+            ) from error
+        listener.setblocking(False)
+        listener.listen(1024)
+        self._socket = listener
+        self._reactor.register(listener.fileno(), self._on_connection)
+
+    def close(self) -> None:
+        """Stop listening, drop unfinished handshakes, remove the socket file."""
+        if self._socket is not None:
+            self._reactor.unregister(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+            if self.address.kind == "unix":
+                try:
+                    os.unlink(self.address.path)
+                except OSError:
+                    pass
+        for greeting in list(self._pending.values()):
+            greeting.close()
+
+    def expect(self, session: int, attach: Callable[[int, bytes], None]) -> None:
+        """Call ``attach(fd, rest)`` once when a process of `session` has shaken hands; the fd is then the caller's.
+
+        `rest` is what the worker said behind its hello: nothing, if it keeps to the protocol.
+        """
+        self._expected[session] = attach
+
+    def forget(self, session: int) -> None:
+        """The child of `session` is not waiting any more."""
+        self._expected.pop(session, None)
+
+    def _on_connection(self) -> None:
+        assert self._socket is not None
+        for _ in range(64):
+            try:
+                connection, _ = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # Out of descriptors: leave the rest in the backlog for a moment instead of spinning.
+                log.warning("cannot accept a relay connection", error=error.strerror)
+                fd = self._socket.fileno()
+                self._reactor.pause_read(fd, True)
+                self._reactor.wheel.add(self._reactor.touch() + 0.1, lambda _now: self._resume_accept())
+                return
+            if len(self._pending) >= PENDING_MAX:
+                connection.close()
+                continue
+            connection.setblocking(False)
+            if connection.family == socket.AF_INET:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            greeting = _Greeting(self._reactor, connection, self)
+            self._pending[greeting.fd] = greeting
+            greeting.begin()
+
+    def _resume_accept(self) -> None:
+        if self._socket is not None:
+            self._reactor.pause_read(self._socket.fileno(), False)
+
+    def greeted(self, greeting: _Greeting, claimed_pid: int) -> None:
+        """A handshake is complete: find whose it is."""
+        self._pending.pop(greeting.fd, None)
+        pid = greeting.peer_pid() or claimed_pid
+        try:
+            session = os.getsid(pid)
+        except OSError:
+            session = 0
+        attach = self._expected.pop(session, None)
+        if attach is None:
+            log.warning(
+                "a relay connection belongs to no worker that is expected", pid=pid, claimed_pid=claimed_pid
+            )
+            greeting.close()
+            return
+        attach(*greeting.release())
+
+    def dropped(self, greeting: _Greeting) -> None:
+        """A handshake failed; the connection is closed."""
+        self._pending.pop(greeting.fd, None)
+
+
+class _Greeting:
+    """One connection until its handshake is complete."""
+
+    def __init__(self, reactor: Reactor, connection: socket.socket, hub: RelayHub) -> None:
+        self._reactor = reactor
+        self._connection = connection
+        self._hub = hub
+        self._decoder = FrameDecoder(64 * 1024)
+        self._done = False
+        self.fd = connection.fileno()
+
+    def begin(self) -> None:
+        """Speak first, then listen."""
+        self._reactor.register(self.fd, self._on_readable, None, lambda _error: self.close())
+        self._reactor.wheel.add(self._reactor.touch() + HANDSHAKE_SECONDS_MAX, self._on_deadline)
+        try:
+            self._connection.send(encode_pid(os.getpid()))
+        except OSError:
+            self.close()
+
+    def peer_pid(self) -> int:
+        """Pid of the peer as the kernel knows it (unix sockets), 0 on TCP."""
+        if self._connection.family != socket.AF_UNIX:
+            return 0
+        data = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int(struct.unpack("iII", data)[0])
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._connection.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        self._decoder.feed(data)
+        try:
+            frame = self._decoder.next_frame()
+            if frame is None:
+                return
+            pid = check_handshake(frame)
+        except RemoteProtocolError as error:
+            log.warning("a relay connection sent no handshake and was closed", error=str(error))
+            self.close()
+            return
+        self._hub.greeted(self, pid)
+
+    def release(self) -> tuple[int, bytes]:
+        """Give the connection away, with what lies unread behind the hello."""
+        self._done = True
+        self._reactor.unregister(self.fd)
+        return self._connection.detach(), self._decoder.pending_bytes(256)
+
+    def _on_deadline(self, _now: float) -> None:
+        if not self._done:
+            log.warning("a relay connection stayed silent and was closed", seconds=HANDSHAKE_SECONDS_MAX)
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection; harmless when done already."""
+        if not self._done:
+            self._done = True
+            self._reactor.unregister(self.fd)
+            self._connection.close()
+            self._hub.dropped(self)
+
+
+def _remove_stale_socket(path: str) -> None:
+    """Remove a socket left by a dead server. Raises OSError if `path` is something else, or somebody listens there."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(17, "a file that is no socket is in the way")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.settimeout(0.5)
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except OSError:
+            pass
+    raise OSError(98, "another process is listening there")

@@ -1,0 +1,117 @@
+"""Pure: when a slot may start its next worker, and when a first start has failed.
+
+A slot is never lost; what varies is the pace. A worker that had proved itself (it finished an exec, or stayed ready
+for a while) is replaced at once, however it went. One that had not is replaced at once the first time, then with
+exponential back-off and jitter per slot, and every such replacement takes a token from a bucket that the whole pool
+shares, so that a crash loop of many slots is bounded as well. A proof refills the bucket and forgets the streak.
+
+No clock, no randomness, no I/O in here: `now` and a random fraction are passed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["FirstStart", "RestartBudget", "RestartPolicy", "SlotHistory"]
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """Figures of the restart policy; the defaults hold the bounds of a crash loop (10 spawns in its first 10 s,
+    12 a minute later, for a pool of 4) and still start again within 30 s of the cause being removed."""
+
+    backoff_seconds_first: float = 0.1
+    backoff_seconds_max: float = 15.0
+    backoff_factor: float = 2.0
+    #: A back-off is shortened by up to this fraction, so that slots do not march in step.
+    jitter: float = 0.2
+    #: Staying ready for so long proves a worker that has had nothing to do.
+    proof_seconds: float = 5.0
+
+    def burst(self, num_workers: int) -> float:
+        """Tokens of a full bucket: replacements of unproved workers that may happen at once."""
+        return float(max(6, num_workers))
+
+    def refill_per_second(self, num_workers: int) -> float:
+        """Tokens that come back each second."""
+        return max(10.0, 2.5 * num_workers) / 60.0
+
+    def proved(self, executions: int, ready_seconds: float) -> bool:
+        """Whether a worker with this record counts as one that worked."""
+        return executions > 0 or ready_seconds >= self.proof_seconds
+
+
+@dataclass(slots=True)
+class SlotHistory:
+    """What one slot remembers of its workers: how many in a row died unproved."""
+
+    streak: int = 0
+
+    def backoff_seconds(self, policy: RestartPolicy, fraction: float) -> float:
+        """Wait before the next spawn; `fraction` in [0, 1) is the jitter's random draw."""
+        if self.streak <= 1:
+            return 0.0
+        wait = policy.backoff_seconds_first * policy.backoff_factor ** min(self.streak - 2, 30)
+        return min(wait, policy.backoff_seconds_max) * (1.0 - policy.jitter * fraction)
+
+
+@dataclass(slots=True)
+class RestartBudget:
+    """Token bucket of one pool. Times are seconds of one monotonic clock."""
+
+    policy: RestartPolicy
+    num_workers: int
+    _tokens: float = field(init=False)
+    _at: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self._tokens = self.policy.burst(self.num_workers)
+
+    def _refill(self, now: float) -> None:
+        if self._at:
+            earned = (now - self._at) * self.policy.refill_per_second(self.num_workers)
+            self._tokens = min(self.policy.burst(self.num_workers), self._tokens + max(0.0, earned))
+        self._at = now
+
+    def take(self, now: float) -> float:
+        """Take a token for one replacement; returns the seconds to wait first (0 when one is there).
+
+        The token is taken in either case, so callers queue up behind each other in order of asking.
+        """
+        self._refill(now)
+        self._tokens -= 1.0
+        if self._tokens >= 0.0:
+            return 0.0
+        return -self._tokens / self.policy.refill_per_second(self.num_workers)
+
+    def forget(self, now: float) -> None:
+        """A worker has proved itself: the bucket is full again."""
+        self._tokens = self.policy.burst(self.num_workers)
+        self._at = now
+
+
+@dataclass(slots=True)
+class FirstStart:
+    """Decides when the first boot of a pool has failed for good.
+
+    A worker that dies during the first start is tried again within the budget; the start fails when nothing can come
+    up: a command that cannot be executed at all, every slot tried twice and none ready, or more failures than twice
+    the workers plus two whatever is ready (a quorum that cannot be reached).
+    """
+
+    num_workers: int
+    failures: int = 0
+    permanent: bool = False
+
+    def failed(self, *, permanent: bool) -> None:
+        """Note one failed boot."""
+        self.failures += 1
+        self.permanent = self.permanent or permanent
+
+    def verdict(self, ready: int) -> bool:
+        """Whether the start has failed, with `ready` workers up now."""
+        if self.permanent:
+            return True
+        if ready == 0 and self.failures >= 2 * self.num_workers:
+            return True
+        return self.failures >= 2 * self.num_workers + 2

@@ -1,0 +1,620 @@
+"""One worker, from spawn to reaped: the owner task.
+
+    spawning -> handshaking -> ready <-> busy -> draining -> stopping -> exited(reason)
+
+This task alone starts, signals and reaps the process. Everybody else leaves a wish (`retire`, `kill`) or a fact (the
+lane broke, the process has exited) and pokes the task; it then looks at all of them and decides. Between "ready" and
+the end it sleeps: execs run on the lane, in the reactor, without it.
+
+A death is reported only when its pipes have been read to the end and the exit status is known, so the last answer and
+the last words of a dying worker are not lost. Whoever is cancelled in here leaves no process behind: the group is
+killed and reaped on every way out.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from trailboss.container.contract import CallerRole
+from trailboss.log import logger
+from trailboss.workers.deaths import DeathRecord, quote
+from trailboss.workers.lane import Breach, Exec, Lane, LaneOwner, garbage_breach
+from trailboss.workers.limits import RetireCause, WorkerLimits
+from trailboss.workers.outcome import WorkerDied
+from trailboss.workers.output import LineDrain
+from trailboss.workers.process import Process, SpawnFailed, spawn
+from trailboss_worker.protocol.control import check_handshake, encode_pid, encode_stop
+from trailboss_worker.protocol.errors import FrameError, RemoteProtocolError
+from trailboss_worker.protocol.frames import FrameDecoder
+
+if TYPE_CHECKING:
+    from trailboss.workers.pool import Pool
+
+__all__ = ["Worker", "WorkerExit", "WorkerPhase"]
+
+log = logger("server")
+
+#: After its pipes closed, a process gets so long to end by itself, so that its own exit status can be reported.
+SELF_EXIT_SECONDS = 0.25
+#: Between SIGTERM to the group and SIGKILL, when the stop frame alone did not end it.
+TERM_SECONDS = 1.0
+#: After SIGKILL the kernel needs a moment; a process stuck in it longer is handed to a reaper of its own.
+KILL_SECONDS_MAX = 5.0
+#: stderr of a dead worker is read to its end for at most so long: descendants may hold the pipe.
+LAST_WORDS_SECONDS = 0.2
+#: A first frame with fewer than 12 bytes that cannot be one is called stray output after this time.
+STRAY_SECONDS = 1.0
+
+
+class WorkerPhase(enum.Enum):
+    """Phase of a worker's life; READY and BUSY are told apart by its lane."""
+
+    SPAWNING = "spawning"
+    HANDSHAKING = "handshaking"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExit:
+    """How a worker left, for the pool's decision on its slot."""
+
+    #: We wanted it to go (reset, limits, stop): no death, no back-off.
+    planned: bool
+    was_ready: bool
+    executions: int
+    ready_seconds: float
+    #: Trying again cannot help: the command does not exist, may not be executed.
+    permanent: bool
+    #: One sentence; for a failed boot with the worker's own last output.
+    text: str
+
+
+class Worker(LaneOwner):
+    """See the module's text. Created by its slot, which awaits :meth:`run` exactly once."""
+
+    def __init__(
+        self, pool: Pool, number: int, generation: int, limits: WorkerLimits, exec_ttl: float
+    ) -> None:
+        self._pool = pool
+        self._shop = pool.workshop
+        self.number = number
+        self.generation = generation
+        self.phase = WorkerPhase.SPAWNING
+        self.process: Process | None = None
+        self.lane: Lane | None = None
+        self._limits = limits
+        self._exec_ttl = exec_ttl
+        self._stderr: LineDrain | None = None
+        self._stdout_log: LineDrain | None = None
+        self._wake = trio.Event()
+        self._exited = False
+        self._breach: Breach | None = None
+        self.retire_cause: RetireCause | None = None
+        self._drain_deadline = float("inf")
+        self._kill_cause = ""
+        self._hello = False
+        self._relay_fd = -1
+        self._greeting: FrameDecoder | None = None
+        self.spawned_at = 0.0
+        self.ready_at = 0.0
+        self.created_ns = 0
+        self._settled = False
+        self._self_exit = False
+        self._died_in = ""
+        self._doing: Exec | None = None
+
+    def __repr__(self) -> str:
+        pid = self.process.pid if self.process else "-"
+        return f"<Worker pool={self._pool.name} slot={self.number} pid={pid} {self.phase_word}>"
+
+    @property
+    def pid(self) -> int:
+        """Process id, 0 before the spawn."""
+        return self.process.pid if self.process else 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an exec is under way."""
+        return self.lane is not None and self.lane.current is not None
+
+    @property
+    def phase_word(self) -> str:
+        """The phase in words; "busy" where an exec is under way."""
+        if self.phase is WorkerPhase.READY and self.is_busy:
+            return "busy"
+        return self.phase.value
+
+    # --- wishes and facts from outside ------------------------------------------------------------------------------
+
+    def retire(self, cause: RetireCause, deadline: float = float("inf")) -> None:
+        """Finish what runs, take nothing new, then go; killed if still busy at `deadline`. The first cause stays."""
+        if self.retire_cause is None:
+            self.retire_cause = cause
+        self._drain_deadline = min(self._drain_deadline, deadline)
+        if self.lane is not None and not self.lane.closed:
+            self.lane.retiring = True
+            self._pool.lane_gone(self.lane)
+        self._poke()
+
+    def kill(self, cause: str) -> None:
+        """End it now, SIGKILL to the group; `cause` goes into the death record."""
+        if not self._kill_cause:
+            self._kill_cause = cause
+        if self.process is not None:
+            self.process.signal_group(signal.SIGKILL)
+        self._poke()
+
+    def lane_broken(self, breach: Breach) -> None:
+        """Fact from the reactor."""
+        if self._breach is None:
+            self._breach = breach
+        self._poke()
+
+    def lane_spent(self) -> None:
+        """Fact from the reactor: the last answer is given."""
+        if self.retire_cause is None:
+            asked = self.lane is not None and self.lane.asked_to_stop
+            self.retire_cause = RetireCause.ASKED if asked else RetireCause.MAX_JOBS
+            if self._pool.debug:
+                self.retire_cause = RetireCause.DEBUG
+        self._poke()
+
+    def exec_overdue(self) -> None:
+        """Fact from the reactor: exec_ttl has passed."""
+        self.kill("exec_ttl")
+
+    def _poke(self) -> None:
+        self._wake.set()
+
+    async def _wait(self, deadline: float) -> None:
+        """Sleep until poked or until `deadline`."""
+        with trio.move_on_at(deadline):
+            await self._wake.wait()
+        self._wake = trio.Event()
+
+    def _ending(self) -> bool:
+        """Whether a fact or a kill ends this life, rather than a plan."""
+        return self._exited or self._breach is not None or bool(self._kill_cause)
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> WorkerExit:
+        """Live one life; returns when the process is reaped and everything of it is released.
+
+        On cancellation: the group is killed and reaped, then Cancelled goes on.
+        """
+        try:
+            try:
+                failed = await self._boot()
+                if failed is not None:
+                    return failed
+                if not self._ending():
+                    await self._serve()
+                    await self._stop()
+            finally:
+                if self.process is not None:
+                    with trio.CancelScope(shield=True, deadline=trio.current_time() + KILL_SECONDS_MAX + 2):
+                        await self._bury()
+            return self._report()
+        finally:
+            self.phase = WorkerPhase.EXITED
+
+    async def _boot(self) -> WorkerExit | None:
+        """Spawn and shake hands; None means go on (ready, or already ending)."""
+        pool, shop = self._pool, self._shop
+        async with shop.boot_limiter:
+            if self.retire_cause is not None:
+                return WorkerExit(True, False, 0, 0.0, False, "not started")
+            self.spawned_at = trio.current_time()
+            deadline = self.spawned_at + pool.config.boot_timeout
+            wall = time.time()
+            self.created_ns = int(wall * 1e9)
+            try:
+                launch = shop.launch(pool.spec)
+                self.process = await spawn(
+                    launch.argv, launch.environment, wall=wall, identity=launch.identity, stdin=launch.stdin
+                )
+            except SpawnFailed as error:
+                return self._spawn_failed(str(error), permanent=error.permanent)
+            except LookupError as error:
+                return self._spawn_failed(str(error), permanent=True)
+            self.phase = WorkerPhase.HANDSHAKING
+            self._register(self.process)
+            await self._shake_hands(self.process, deadline)
+        return None
+
+    def _register(self, process: Process) -> None:
+        shop = self._shop
+        shop.guard.add(process.pid)
+        shop.callers.add(process.pid, CallerRole.WORKER, self._pool.name)
+        shop.reactor.register(process.pidfd, self._on_exit)
+        self._stderr = self._line_drain(process.stderr_fd, process.pid)
+
+    def _line_drain(self, fd: int, pid: int) -> LineDrain:
+        settings = self._shop.settings
+        name = self._pool.name
+
+        def emit(line: str) -> None:
+            log.info(line, pid=pid, pool=name)
+
+        return LineDrain(
+            self._shop.reactor, fd, emit, line_max=settings.stderr_line_max, rate=settings.stderr_rate
+        )
+
+    def _on_exit(self) -> None:
+        assert self.process is not None
+        self._shop.reactor.unregister(self.process.pidfd)
+        self._exited = True
+        self._poke()
+
+    async def _shake_hands(self, process: Process, deadline: float) -> None:
+        shop = self._shop
+        hub = shop.hub
+        if hub is None:
+            self._greeting = FrameDecoder(64 * 1024)
+            shop.reactor.register(process.stdout_fd, self._on_greeting, None, self._greeting_failed)
+            try:
+                os.write(process.stdin_fd, encode_pid(os.getpid()))
+            except OSError:
+                pass  # it has gone already; its exit or the end of its output says so
+        else:
+            self._stdout_log = self._line_drain(process.stdout_fd, process.pid)
+            hub.expect(process.pid, self._connected)
+        try:
+            while not (self._hello or self._ending() or self.retire_cause is not None):
+                if trio.current_time() >= deadline:
+                    seconds = self._pool.config.boot_timeout
+                    self._breach = Breach("boot_timeout", f"no handshake within boot_timeout ({seconds:g} s)")
+                    break
+                await self._wait(deadline)
+        finally:
+            if hub is not None:
+                hub.forget(process.pid)
+            elif not self._hello and shop.reactor.is_registered(process.stdout_fd):
+                shop.reactor.unregister(process.stdout_fd)
+        if self._hello and not self._ending():
+            self._become_ready(process)
+        elif self._breach is not None and self._breach.cause == "stdout garbage":
+            await self._read_more_garbage(process)
+
+    def _on_greeting(self) -> None:
+        """Reactor: the worker's first bytes on its standard output."""
+        process, decoder = self.process, self._greeting
+        assert process is not None
+        assert decoder is not None
+        try:
+            data = os.read(process.stdout_fd, 65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        reactor = self._shop.reactor
+        if not data:
+            reactor.unregister(process.stdout_fd)
+            stray = decoder.pending_bytes(256)
+            hint = FrameError("bad_crc", "", stray).likely_cause() if stray else ""
+            self.lane_broken(
+                Breach("closed its pipes", "it closed its standard output before the handshake", stray, hint)
+            )
+            return
+        decoder.feed(data)
+        try:
+            frame = decoder.next_frame()
+            if frame is None:
+                reactor.wheel.add(reactor.now + STRAY_SECONDS, self._judge_greeting)
+                return
+            check_handshake(frame)
+            if decoder.buffered:
+                raise FrameError("bad_crc", "", decoder.pending_bytes(256))
+        except FrameError as error:
+            reactor.unregister(process.stdout_fd)
+            self.lane_broken(garbage_breach(error, error.excerpt))
+            return
+        except RemoteProtocolError as error:
+            reactor.unregister(process.stdout_fd)
+            self.lane_broken(
+                Breach("handshake", f"its first frame is no handshake: {error}", frame.payload[:256])
+            )
+            return
+        reactor.unregister(process.stdout_fd)
+        self._hello = True
+        self._poke()
+
+    def _judge_greeting(self, _now: float) -> None:
+        """A moment later: bytes that cannot begin a handshake frame are text, whatever may follow."""
+        decoder = self._greeting
+        if decoder is None or self._hello or self._ending() or not decoder.buffered:
+            return
+        start = decoder.pending_bytes(256)
+        # A frame without options and with the CONTROL flag begins so (wire protocol 2.3); 0x13-0x1D are legal firsts.
+        if len(start) < 12 and not 0x13 <= start[0] <= 0x1D:
+            process = self.process
+            if process is not None and self._shop.reactor.is_registered(process.stdout_fd):
+                self._shop.reactor.unregister(process.stdout_fd)
+            self.lane_broken(garbage_breach(FrameError("bad_crc", "", start), start))
+
+    def _greeting_failed(self, error: BaseException) -> None:
+        self.lane_broken(Breach("internal error", f"{type(error).__name__}: {error}"))
+
+    async def _read_more_garbage(self, process: Process) -> None:
+        """Text comes in pieces; a short wait makes the quote in the log readable."""
+        breach = self._breach
+        assert breach is not None
+        await trio.sleep(0.05)
+        try:
+            more = os.read(process.stdout_fd, 256)
+        except OSError:
+            more = b""
+        if more and len(breach.excerpt) < 256:
+            text = (breach.excerpt + more)[:256]
+            self._breach = garbage_breach(FrameError("bad_crc", "", text), text)
+
+    def _connected(self, fd: int, rest: bytes) -> None:
+        """Hub: our child has connected and shaken hands on `fd`."""
+        self._relay_fd = fd
+        if rest:
+            self.lane_broken(garbage_breach(FrameError("bad_crc", "", rest), rest))
+        else:
+            self._hello = True
+            self._poke()
+
+    def _become_ready(self, process: Process) -> None:
+        pool = self._pool
+        read_fd, write_fd = process.stdout_fd, process.stdin_fd
+        if self._relay_fd >= 0:
+            read_fd = write_fd = self._relay_fd
+        self.lane = Lane(
+            self._shop.reactor,
+            pool,
+            self,
+            process.pid,
+            read_fd,
+            write_fd,
+            payload_cap=pool.config.max_frame_size * 1024 * 1024,
+            exec_ttl=self._exec_ttl,
+            executions_max=self._limits.executions,
+        )
+        self.lane.attach()
+        self.phase = WorkerPhase.READY
+        self.ready_at = self._shop.reactor.touch()
+        self._shop.callers.ready(process.pid)
+        pool.worker_ready(self)
+
+    async def _serve(self) -> None:
+        """Sleep while the lane works; wake for limits, wishes and facts."""
+        lane = self.lane
+        if lane is None:
+            return
+        while not self._ending() and self.retire_cause is None:
+            now = trio.current_time()
+            due = self._limits.due(now, self.ready_at, lane.last_used)
+            if due is not None and not (due is RetireCause.IDLE_TTL and lane.current is not None):
+                self.retire(due)
+                break
+            check = self._limits.next_check(self.ready_at, lane.last_used)
+            if not self._settled:
+                if now >= self.ready_at + self._pool.SETTLE_SECONDS:
+                    self._settled = True
+                    self._pool.worker_settled(self)
+                else:
+                    check = min(check, self.ready_at + self._pool.SETTLE_SECONDS)
+            await self._wait(max(check, now + 0.01))
+
+    async def _stop(self) -> None:
+        """Planned end: let it finish, ask it to stop, then insist."""
+        process = self.process
+        assert process is not None
+        if self._ending():
+            return
+        lane = self.lane
+        if lane is not None:
+            self.phase = WorkerPhase.DRAINING
+            while lane.current is not None and not self._ending():
+                if trio.current_time() >= self._drain_deadline:
+                    self.kill(f"still busy when the time to {self._retire_word} was over")
+                    return
+                await self._wait(self._drain_deadline)
+            if self._ending():
+                return
+            self.phase = WorkerPhase.STOPPING
+            if not lane.closed:
+                lane.send_control(encode_stop())
+                lane.detach()
+        else:
+            self.phase = WorkerPhase.STOPPING
+        deadline = trio.current_time() + self._pool.config.stop_timeout
+        if lane is not None and await self._exits_by(deadline):
+            return
+        process.signal_group(signal.SIGTERM)
+        if not await self._exits_by(
+            min(trio.current_time() + TERM_SECONDS, max(deadline, self._drain_deadline))
+        ):
+            log.warning("a worker did not stop and is killed", pid=process.pid, pool=self._pool.name)
+
+    @property
+    def _retire_word(self) -> str:
+        return "stop" if self.retire_cause is RetireCause.STOP else "reset"
+
+    async def _exits_by(self, deadline: float) -> bool:
+        while not self._exited and not self._kill_cause:
+            if trio.current_time() >= deadline:
+                return False
+            await self._wait(deadline)
+        return self._exited
+
+    async def _bury(self) -> None:
+        """Kill what is left of the group, read the pipes to their end, reap, release, settle the last exec."""
+        process, shop, lane = self.process, self._shop, self.lane
+        assert process is not None
+        closed = self._breach is not None and self._breach.cause == "closed its pipes"
+        if closed and not self._exited and not self._kill_cause:
+            # Its own exit status says more than our SIGKILL would.
+            await self._exits_by(trio.current_time() + SELF_EXIT_SECONDS)
+        phase = self.phase_word
+        self._self_exit = (self._exited or process.has_exited()) and not self._kill_cause
+        process.signal_group(signal.SIGKILL)
+        give_up = trio.current_time() + KILL_SECONDS_MAX
+        while not self._exited and trio.current_time() < give_up:
+            await self._wait(give_up)
+        shop.reactor.touch()
+        if lane is not None and not lane.closed:
+            lane.drain()
+            lane.detach()
+            self._pool.lane_gone(lane)
+        await self._last_words()
+        shop.reactor.unregister(process.pidfd)
+        if self._exited or process.has_exited():
+            process.reap()
+        else:
+            self._pool.reap_later(process)
+        shop.callers.discard(process.pid)
+        shop.guard.discard(process.pid)
+        self._died_in = phase
+        self._settle_exec()
+        if process.status is not None:
+            process.close()
+        if self._relay_fd >= 0:
+            os.close(self._relay_fd)
+            self._relay_fd = -1
+
+    async def _last_words(self) -> None:
+        reactor = self._shop.reactor
+        process = self.process
+        assert process is not None
+        if reactor.is_registered(process.stdout_fd) and self._stdout_log is None:
+            reactor.unregister(process.stdout_fd)
+        deadline = trio.current_time() + LAST_WORDS_SECONDS
+        for drain in (self._stderr, self._stdout_log):
+            if drain is None:
+                continue
+            drain.drain()
+            while not drain.at_eof and trio.current_time() < deadline:
+                # A descendant that left the group holds the pipe; it has a moment, not more.
+                await trio.sleep(0.01)
+                drain.drain()
+            drain.close()
+
+    # --- the report -------------------------------------------------------------------------------------------------
+
+    def _settle_exec(self) -> None:
+        """The exec that was under way gets its one outcome: death, with the cause."""
+        lane = self.lane
+        if lane is None or lane.current is None:
+            return
+        exec_, lane.current = lane.current, None
+        self._doing = exec_
+        cause, text = self._cause()
+        try:
+            exec_.on_outcome(WorkerDied(f"worker {self.pid} died: {text}", pid=self.pid, cause=cause))
+        except Exception:
+            log.exception("the receiver of an outcome failed", pid=self.pid, pool=self._pool.name)
+
+    def _cause(self) -> tuple[str, str]:
+        """Cause class and sentence; our own reasons first, then what the worker did, then how it exited."""
+        status = self.process.status if self.process is not None else None
+        how = status.describe() if status is not None else "it cannot be killed"
+        if self._kill_cause == "exec_ttl":
+            return "exec_ttl", f"no answer within exec_ttl ({self._exec_ttl:g} s), killed"
+        if self._kill_cause:
+            return "killed", f"{self._kill_cause}, killed"
+        breach = self._breach
+        if breach is not None and breach.cause != "closed its pipes":
+            return (
+                breach.cause,
+                f"{breach.text} ({how})" if breach.cause == "script not found" else breach.text,
+            )
+        if breach is not None and not self._self_exit:
+            return breach.cause, breach.text
+        if status is not None and status.signal is not None:
+            return "signal", how
+        return "exit", how
+
+    def _report(self) -> WorkerExit:
+        process = self.process
+        assert process is not None
+        lane = self.lane
+        was_ready = lane is not None
+        executions = lane.executions if lane is not None else 0
+        ready_seconds = trio.current_time() - self.ready_at if was_ready else 0.0
+        if self.retire_cause is not None and not self._kill_cause and (self._breach is None or not was_ready):
+            log.info("worker stopped", pid=process.pid, pool=self._pool.name, cause=self.retire_cause.value)
+            return WorkerExit(True, was_ready, executions, ready_seconds, False, self.retire_cause.value)
+        record = self._death_record(process, executions)
+        self._shop.deaths.add(record)
+        details: dict[str, object] = {}
+        if record.doing:
+            details["doing"] = record.doing
+        if record.stray_output:
+            details["stray_output"] = record.stray_output
+        if record.hint:
+            details["hint"] = record.hint
+        if record.last_output and not was_ready:
+            details["last_output"] = list(record.last_output[-5:])
+        log.warning(
+            "worker died",
+            pid=process.pid,
+            pool=self._pool.name,
+            cause=record.cause,
+            text=record.text,
+            phase=record.phase,
+            age_seconds=round(record.age_seconds, 3),
+            executions=executions,
+            **details,
+        )
+        permanent = record.cause == "script not found"
+        return WorkerExit(False, was_ready, executions, ready_seconds, permanent, _with_output(record))
+
+    def _death_record(self, process: Process, executions: int) -> DeathRecord:
+        cause, text = self._cause()
+        status = process.status
+        breach = self._breach
+        doing = self._doing
+        return DeathRecord(
+            at=time.time(),
+            pool=self._pool.name,
+            pid=process.pid,
+            cause=cause,
+            text=text,
+            exit_code=status.exit_code if status else None,
+            signal=status.signal if status else None,
+            phase=self._died_in,
+            doing=doing.label if doing is not None else "",
+            age_seconds=trio.current_time() - self.spawned_at,
+            executions=executions,
+            user_seconds=status.user_seconds if status else 0.0,
+            system_seconds=status.system_seconds if status else 0.0,
+            memory_peak_bytes=status.memory_peak_bytes if status else 0,
+            last_output=self._stderr.last_lines() if self._stderr is not None else (),
+            stray_output=quote(breach.excerpt) if breach is not None else "",
+            hint=breach.hint if breach is not None else "",
+        )
+
+    def _spawn_failed(self, text: str, *, permanent: bool) -> WorkerExit:
+        now = time.time()
+        self._shop.deaths.add(
+            DeathRecord(now, self._pool.name, 0, "spawn failed", text, None, None, "spawning", "", 0.0, 0)
+        )
+        log.error("a worker could not be started", pool=self._pool.name, text=text)
+        return WorkerExit(False, False, 0, 0.0, permanent, text)
+
+
+def _with_output(record: DeathRecord) -> str:
+    """The death in one sentence, followed by the worker's own last words."""
+    parts = [record.text]
+    if record.hint:
+        parts.append(record.hint)
+    if record.stray_output:
+        parts.append(f'on standard output: "{record.stray_output}"')
+    if record.last_output:
+        parts.append("last output: " + " | ".join(record.last_output[-8:]))
+    return "; ".join(parts)

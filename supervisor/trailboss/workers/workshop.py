@@ -1,0 +1,118 @@
+"""What all workers of one server share: reactor, guard, callers, deaths, the way to launch, the boot limit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from trailboss import ROADRUNNER_COMPAT_VERSION
+from trailboss.config.schema import PoolConfig, ServerConfig
+from trailboss.reactor import Reactor
+from trailboss.workers.callers import Callers
+from trailboss.workers.deaths import Deaths
+from trailboss.workers.guard import INSTANCE_VARIABLE, Guard
+from trailboss.workers.process import Identity, resolve_identity
+from trailboss.workers.relay import RelayHub
+
+__all__ = ["Launch", "PoolSpec", "Workshop", "child_environment", "resolve_command"]
+
+#: Never handed to a child: they are this process's own contract with systemd.
+WITHHELD_PREFIXES = ("WATCHDOG_", "LISTEN_")
+WITHHELD = frozenset({"NOTIFY_SOCKET"})
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """What a plugin asks for: a pool of workers of its kind."""
+
+    #: Name of the plugin and of the pool.
+    name: str
+    #: RR_MODE of its workers.
+    mode: str
+    config: PoolConfig
+    extra_env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How to start one worker."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    identity: Identity | None
+    #: "pipe", or "null" with a socket relay.
+    stdin: str
+
+
+def child_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """Copy `base` without what must not reach a child (NOTIFY_SOCKET, WATCHDOG_*, LISTEN_*)."""
+    return {
+        name: value
+        for name, value in base.items()
+        if name not in WITHHELD and not name.startswith(WITHHELD_PREFIXES)
+    }
+
+
+def resolve_command(command: Sequence[str], python: str) -> tuple[str, ...]:
+    """The argument vector to execute; ``trailboss-worker …`` runs the SDK's bootstrap with the chosen interpreter.
+
+    So an application's own virtualenv needs no Trailboss installed, and Trailboss's own need not be on PATH.
+    """
+    if command and command[0] == "trailboss-worker":
+        import trailboss_worker
+
+        bootstrap = Path(trailboss_worker.__file__).with_name("bootstrap.py")
+        return (python or sys.executable, str(bootstrap), *command[1:])
+    return tuple(command)
+
+
+@dataclass(slots=True)
+class Workshop:
+    """Shared by all pools of a server; built by the server plugin."""
+
+    reactor: Reactor
+    settings: ServerConfig
+    guard: Guard
+    callers: Callers
+    deaths: Deaths
+    #: RR_RPC of the workers; "" leaves it out (RPC off).
+    rpc_address: str = ""
+    hub: RelayHub | None = None
+    boot_limiter: trio.CapacityLimiter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.boot_limiter = trio.CapacityLimiter(self.settings.resolved_boot_parallelism)
+
+    def base_environment(self) -> dict[str, str]:
+        """Environment of every process this server starts, without the plugin's own variables."""
+        environment = child_environment(os.environ)
+        if self.rpc_address:
+            environment["RR_RPC"] = self.rpc_address
+        else:
+            environment.pop("RR_RPC", None)
+        environment.update(self.settings.env)
+        environment["RR_VERSION"] = ROADRUNNER_COMPAT_VERSION
+        environment[INSTANCE_VARIABLE] = self.guard.instance
+        return environment
+
+    def launch(self, spec: PoolSpec) -> Launch:
+        """How to start a worker of `spec` now; user and command are resolved anew each time.
+
+        Raises LookupError with a text for people when the configured user does not exist.
+        """
+        environment = self.base_environment()
+        environment["RR_RELAY"] = self.hub.address.exported if self.hub is not None else "pipes"
+        environment["RR_MODE"] = spec.mode
+        environment.update(spec.extra_env)
+        command = spec.config.command or self.settings.command
+        return Launch(
+            argv=resolve_command(command, self.settings.python),
+            environment=environment,
+            identity=resolve_identity(self.settings.user, self.settings.group),
+            stdin="pipe" if self.hub is None else "null",
+        )
