@@ -307,7 +307,7 @@ class PoolConfig:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPipelineConfig:
-    """`jobs.pipelines.<name>.config` of the driver `memory`: a queue in the server's own memory, lost with it."""
+    """`jobs.pipelines.<name>.config`: a queue in the server's own memory, lost with it."""
 
     priority: int = key(
         10, "Priority of jobs pushed without one; lower is more urgent.", minimum=-(2**63), maximum=2**63 - 1
@@ -331,7 +331,7 @@ class PipelineConfig:
 
 @dataclass(frozen=True, slots=True)
 class JobsOptions:
-    """`jobs.options`."""
+    """`jobs.options`: limits of the start and the stop."""
 
     parallelism: int = key(10, "Pipelines started or stopped at the same time.", minimum=1)
 
@@ -457,7 +457,7 @@ class OtelConfig:
     )
     custom_url: str = key("", "URL path of the collector; http client only.")
     endpoint: str = key("", "host:port of the collector; empty: OpenTelemetry's default.")
-    headers: Mapping[str, str] = key(dict, "Headers sent to the collector; names are lower-cased.")
+    headers: Mapping[str, str] = key(dict, "Headers sent to the collector.")
     service_name: str = key(
         "", "Deprecated: use resource.service_name.", note="is deprecated; use otel.resource.service_name"
     )

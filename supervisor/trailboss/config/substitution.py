@@ -75,6 +75,7 @@ def substitute(root: Node, environ: Mapping[str, str]) -> tuple[list[Problem], l
                 raise ValueError("the variables in the file come to more than 8 MiB")
         except ValueError as error:
             problems.append(node.problem(key, str(error), _REMEDY))
+            node.value = None  # no second error about what the text then is
             if room < 0:
                 break
             continue

@@ -77,7 +77,7 @@ def format_duration(seconds: float) -> str:
         for unit in ("ms", "us", "ns"):
             count = seconds / _UNIT_SECONDS[unit]
             if count >= 1 or unit == "ns":
-                return f"{round(count, 6):g}{unit}"
+                return f"{round(count, 6):.10g}{unit}"
     whole, rest = divmod(seconds, 60)
     hours, minutes = divmod(int(whole), 60)
     parts = [f"{hours}h" if hours else "", f"{minutes}m" if minutes else ""]
