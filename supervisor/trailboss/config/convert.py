@@ -477,8 +477,11 @@ def _read_list(
     for index, child in enumerate(children):
         if child.value is None:
             raise _Wrong("a member of the list is empty", "remove it")
-        reader = _reader_of(inner)
-        value = reader(inner, child, f"{name}[{index}]", item, findings)
+        try:
+            value = _reader_of(inner)(inner, child, f"{name}[{index}]", item, findings)
+        except _Wrong as wrong:
+            findings.add(child.problem(f"{name}[{index}]", wrong.message, wrong.remedy))
+            continue
         if value is not _MISSING:
             values.append(value)
     return values if get_origin(hint) is list else tuple(values)
