@@ -145,7 +145,10 @@ class Plugin:
         """Step 7: every pool has its quorum; open public listeners, begin to consume. Returns when that is done."""
 
     async def close_intake(self) -> None:
-        """Stop, first step: take nothing new from outside from now on. Must return quickly."""
+        """Stop, first step: take nothing new from outside from now on. Must return quickly.
+
+        Called once for every plugin that has been healthy, also where `open` was not reached.
+        """
 
     async def drain(self) -> None:
         """Stop, second step: return when nothing that was taken is in flight any more.

@@ -111,9 +111,8 @@ def resolve(nodes: Sequence[Node]) -> Plan:
 
 def stop_sequence(plan: Plan, started: Sequence[str]) -> StopSequence:
     """Return the reverse walk for `started`, which lists names in the order in which they were really started."""
-    last_first = sorted(
-        reversed(started), key=lambda name: -plan.depths[name]
-    )  # stable: reversed inside a layer
+    # Sorting keeps the start order inside a layer, so turning the whole round reverses both.
+    last_first = sorted(started, key=lambda name: plan.depths[name])[::-1]
     drivers = [name for name in last_first if plan.depths[name] == _Depth.DRIVER]
     return StopSequence(tuple(drivers), tuple(last_first[len(drivers) :]))
 
