@@ -1,0 +1,203 @@
+"""The jobs plugin: from the configuration to consumed pipelines, and back to an orderly end.
+
+Life: `run` connects the drivers, which needs no worker, and is healthy; `open` lets jobs out when the pool has its
+quorum; `close_intake` lets no further job out, while workers that still run may push; `drain` waits for the runs that
+have begun, and at its deadline gives them back to their queues; the end of `run` closes the drivers and says what the
+memory of this process takes with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Mapping, Sequence
+from itertools import count
+from math import inf
+from typing import TYPE_CHECKING
+
+import trio
+
+from trailboss.config.schema import JobsConfig
+from trailboss.container.contract import Health, Layer, Phase, Plugin, PluginFailed, RpcMethod, Services
+from trailboss.container.inspect import JobsInspector
+from trailboss.log import logger
+from trailboss.plugins.jobs.alarm import Alarm
+from trailboss.plugins.jobs.contract import DriverHost, Room
+from trailboss.plugins.jobs.dispatch import Dispatcher, JobsPool
+from trailboss.plugins.jobs.drivers import UnknownDriver
+from trailboss.plugins.jobs.registry import Pipelines
+from trailboss.plugins.jobs.requests import JobsRequests
+from trailboss.plugins.jobs.verdict import RetryPolicy
+
+if TYPE_CHECKING:
+    from trailboss.workers.pool import PoolSpec
+
+__all__ = ["JobsPlugin"]
+
+log = logger("jobs")
+
+
+class JobsPlugin(Plugin):
+    """Queues of jobs, and the pool whose workers run them."""
+
+    name = "jobs"
+    layer = Layer.DRIVER
+
+    def __init__(self, config: JobsConfig) -> None:
+        self._config = config
+        self._settlements: trio.Nursery | None = None
+        self._alarm = Alarm(self._ring)
+        self.dispatcher = Dispatcher(
+            RetryPolicy(config.max_attempts, config.retry_backoff, config.retry_backoff_max),
+            clock=trio.current_time,
+            wake_at=self._alarm.wake_at,
+            await_later=self._await_later,
+        )
+        self.room = Room(config.pipeline_size)
+        host = DriverHost(
+            clock=trio.current_time,
+            wall_clock=time.time,
+            next_sequence=count(1).__next__,
+            wake_at=self._alarm.wake_at,
+            ready_changed=self.dispatcher.pump,
+            room=self.room,
+        )
+        self.pipelines = Pipelines(host, self.dispatcher, config.dead_letter_limit, config.consume)
+        self._requests = JobsRequests(self.pipelines, self.dispatcher.pump, config.timeout)
+        self._settlement_failures = 0
+
+    # --- the contract ------------------------------------------------------------------------------------------------
+
+    def pools(self) -> Sequence[PoolSpec]:
+        """The pool of the jobs' workers."""
+        from trailboss.workers.pool import PoolSpec
+
+        return (PoolSpec("jobs", "jobs", self._config.pool),)
+
+    def attach_pool(self, pool: JobsPool) -> None:
+        """Receive the pool; jobs are handed to it from `open` on."""
+        self.dispatcher.attach(pool)
+
+    def rpc_methods(self) -> Sequence[RpcMethod]:
+        """The methods under `jobs.`."""
+        return self._requests.methods()
+
+    async def run(
+        self,
+        services: Services,
+        stopping: trio.Event,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Connect the drivers, be healthy, serve until `stopping`, close the drivers.
+
+        Raises: PluginFailed where a pipeline names an unknown driver or its driver cannot start.
+        On cancellation: drivers are cancelled too; what they keep in memory is lost, durable ones keep their promise.
+        """
+        self.make_pipelines()
+        services.provide(JobsInspector, self)  # type: ignore[type-abstract] # the key of a service may be a Protocol
+        async with trio.open_nursery() as drivers:
+            try:
+                await self.pipelines.connect_all(drivers, self._config.options.parallelism)
+            except RuntimeError as error:
+                drivers.cancel_scope.cancel(reason="a jobs driver could not start")
+                raise PluginFailed(self.name, Phase.STARTING, str(error)) from error
+            drivers.start_soon(self._alarm.run)
+            async with trio.open_nursery() as settlements:
+                self._settlements = settlements
+                task_status.started()
+                await stopping.wait()
+                # Leaving this block waits for every ack on its way to a broker; only then the connections close.
+            self._settlements = None
+            await self.pipelines.stop_all()
+            self._say_what_is_lost()
+            drivers.cancel_scope.cancel(reason="the jobs plugin stops")
+
+    async def open(self) -> None:
+        """Begin to consume the pipelines of `jobs.consume` and those resumed meanwhile."""
+        self.pipelines.consume_configured()
+        self.dispatcher.open()
+
+    async def close_intake(self) -> None:
+        """Hand out no further job. Pushes are still accepted: workers that finish their job may have some."""
+        self.dispatcher.close()
+
+    async def drain(self) -> None:
+        """Return when no job runs any more.
+
+        On cancellation: jobs that still run go back to their queues, one log line each.
+        """
+        await self.dispatcher.drain(self.pipelines.all_present)
+
+    def health(self) -> Health:
+        """Healthy while every pipeline's driver works."""
+        broken = [f"{item.name}: {item.failure}" for item in self.pipelines.by_name.values() if item.failure]
+        return Health(ok=not broken, reason="; ".join(broken))
+
+    def state_detail(self) -> Mapping[str, object]:
+        """The books, per pipeline and in total."""
+        return {
+            "pipelines": {
+                name: {
+                    "driver": pipeline.driver.kind,
+                    "state": pipeline.state.value,
+                    "priority": pipeline.priority,
+                    **pipeline.books().as_dict(),
+                }
+                for name, pipeline in self.pipelines.by_name.items()
+            },
+            "total": self.pipelines.total().as_dict(),
+            "in_flight": self.dispatcher.in_flight,
+            "failed_runs": dict(self.dispatcher.failures),
+            "failed_settlements": self._settlement_failures,
+        }
+
+    def job_states(self) -> list[dict[str, object]]:
+        """The rows of informer.Jobs."""
+        return [pipeline.statistics() for pipeline in self.pipelines.by_name.values()]
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def make_pipelines(self) -> None:
+        for name, pipeline in self._config.pipelines.items():
+            try:
+                self.pipelines.add(name, pipeline.driver, pipeline.config)
+            except UnknownDriver as error:
+                raise PluginFailed(self.name, Phase.STARTING, str(error)) from None
+
+    def _ring(self, now: float) -> float:
+        """Make ready what is due; return when the next is."""
+        next_due = inf
+        for pipeline in self.pipelines.by_name.values():
+            next_due = min(next_due, pipeline.driver.on_time(now))
+        self.dispatcher.retry_refused(now)
+        self.dispatcher.pump()
+        return next_due
+
+    def _await_later(self, pending: Awaitable[None]) -> None:
+        if self._settlements is None:
+            log.error("a job was settled after the end of the jobs plugin")
+        else:
+            self._settlements.start_soon(self._settle, pending)
+
+    async def _settle(self, pending: Awaitable[None]) -> None:
+        try:
+            await pending
+        except Exception:
+            # The supervision boundary of settlements: at least once means that the broker hands such a job out again.
+            self._settlement_failures += 1
+            log.exception("a job could not be settled with its queue and may run again")
+        self.dispatcher.pump()
+
+    def _say_what_is_lost(self) -> None:
+        for pipeline in self.pipelines.by_name.values():
+            books = pipeline.books()
+            left = books.waiting + books.delayed + books.running
+            if not pipeline.driver.durable and left + books.dead_listed:
+                log.warning(
+                    "jobs kept in memory are lost with this process",
+                    pipeline=pipeline.name,
+                    jobs=left,
+                    waiting=books.waiting,
+                    delayed=books.delayed,
+                    running=books.running,
+                    dead_letters=books.dead_listed,
+                )
