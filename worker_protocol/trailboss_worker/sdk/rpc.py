@@ -191,7 +191,7 @@ class RPC:
             self._decoder.feed(data)
 
     def _connected(self) -> socket.socket:
-        if self._connection is not None and (self._owner_pid != os.getpid() or _has_ended(self._connection)):
+        if self._connection is not None and not self._is_usable(self._connection):
             self._drop()
         if self._connection is None:
             try:
@@ -203,6 +203,12 @@ class RPC:
             self._decoder = frames.FrameDecoder(ANSWER_CAP_BYTES)
             self._owner_pid = os.getpid()
         return self._connection
+
+    def _is_usable(self, connection: socket.socket) -> bool:
+        """Between calls nothing may arrive: what is there is an end of stream or an answer out of step."""
+        if self._owner_pid != os.getpid() or self._decoder.buffered:
+            return False
+        return not wait_ready(connection.fileno(), select.POLLIN, 0)
 
     def _drop(self) -> None:
         if self._connection is not None:
@@ -240,11 +246,6 @@ def _parse_address(address: str) -> tuple[str, str, int]:
             raise RpcError(f"RPC address {address!r}: {error}") from error
         return "tcp", host, port
     raise RpcError(f"RPC address {address!r} is neither tcp://host:port nor unix://path")
-
-
-def _has_ended(connection: socket.socket) -> bool:
-    """Between calls nothing may arrive, so anything readable is an end of stream or an answer out of step."""
-    return wait_ready(connection.fileno(), select.POLLIN, 0)
 
 
 def _remaining(deadline: float) -> float:
