@@ -84,8 +84,8 @@ class DeathRecord:
             f"worker {self.pid} of pool {self.pool} died at {when}: {self.text}",
             f"  cause: {self.cause}; it was {self.phase}" + (f", running {self.doing}" if self.doing else ""),
             f"  lived {self.age_seconds:.1f} s, {self.executions} executions",
-            f"  CPU {self.user_seconds:.2f} s user, {self.system_seconds:.2f} s system; "
-             f"peak memory {self.memory_peak_bytes / 1048576:.1f} MiB",
+            f"  CPU {self.user_seconds:.2f} s user, {self.system_seconds:.2f} s system",
+            f"  peak memory {self.memory_peak_bytes / 1048576:.1f} MiB",
         ]
         if self.stray_output:
             lines.append(f"  on standard output: {self.stray_output}")

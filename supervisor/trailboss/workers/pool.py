@@ -179,7 +179,9 @@ class Pool:
         self._budget = RestartBudget(self.policy, self.num_workers)
         self._first_start: FirstStart | None = FirstStart(self.num_workers)
         self._phase = PoolPhase.BOOTING
-        self._idle: deque[Lane] = deque()
+        #: A stack: the worker used last is the one whose memory is still in the caches, and a pool that is larger
+        #: than its load lets the others grow old (idle_ttl).
+        self._idle: list[Lane] = []
         self._queue: deque[Exec] = deque()
         self._queue_watched = False
         self._slots: list[Slot] = []
@@ -229,7 +231,7 @@ class Pool:
     def _dispatch(self, exec_: Exec) -> None:
         idle = self._idle
         while idle:
-            lane = idle.popleft()
+            lane = idle.pop()
             lane.parked = False
             if lane.start(exec_):
                 return
@@ -253,7 +255,7 @@ class Pool:
         """The worker that had it never answered it: it goes to the head of the queue (or to an idle worker)."""
         idle = self._idle
         while idle:
-            lane = idle.popleft()
+            lane = idle.pop()
             lane.parked = False
             if lane.start(exec_):
                 return

@@ -322,9 +322,7 @@ class Worker(LaneOwner):
             return
         except RemoteProtocolError as error:
             reactor.unregister(process.stdout_fd)
-            self.lane_broken(
-                Breach("handshake", f"its first frame is no handshake: {error}", frame.payload[:256])
-            )
+            self.lane_broken(Breach("handshake", f"its first frame is no handshake: {error}", data[:256]))
             return
         reactor.unregister(process.stdout_fd)
         self._hello = True

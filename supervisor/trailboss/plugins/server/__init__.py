@@ -1,0 +1,1 @@
+"""The server plugin: how workers are started, and `server.on_init`."""

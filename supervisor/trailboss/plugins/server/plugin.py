@@ -1,0 +1,202 @@
+"""The server plugin: guard, relay listener and launch rules for all workers; `server.on_init`.
+
+It becomes healthy without any worker: its guard runs and, with a socket relay, its listener is bound. Pools are
+booted by the container afterwards (start-up step 6), on_init commands before them (step 5).
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+
+import trio
+
+from trailboss.config.schema import OnInitConfig, ServerConfig
+from trailboss.container.contract import CallerRole, Health, Plugin, Services
+from trailboss.log import logger
+from trailboss.reactor import Reactor
+from trailboss.workers.callers import Callers
+from trailboss.workers.deaths import Deaths
+from trailboss.workers.guard import Guard
+from trailboss.workers.output import LineDrain
+from trailboss.workers.pool import Pool, PoolSpec
+from trailboss.workers.process import Process, SpawnFailed, resolve_identity, spawn
+from trailboss.workers.relay import RelayHub, parse_relay
+from trailboss.workers.workshop import Workshop, resolve_command
+
+__all__ = ["OnInitFailed", "ServerPlugin"]
+
+log = logger("server")
+
+#: Between SIGTERM to the group of an on_init command and SIGKILL, in seconds.
+GRACE_SECONDS = 2.0
+#: Lines of on_init output logged a second where `server.stderr_rate` does not say otherwise.
+LINES_PER_SECOND = 1000
+#: Output of a command that has ended is read to its end for at most so long: descendants may hold the pipe.
+LAST_WORDS_SECONDS = 0.5
+
+
+class OnInitFailed(Exception):
+    """The on_init command failed and `exit_on_error` is set."""
+
+
+class ServerPlugin(Plugin):
+    """See the module's text. `rpc_address` is asked at each launch: it is known once the RPC port is bound."""
+
+    name = "server"
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        reactor: Reactor,
+        callers: Callers,
+        deaths: Deaths,
+        rpc_address: Callable[[], str],
+    ) -> None:
+        self.config = config
+        self._rpc_address = rpc_address
+        self.guard = Guard()
+        self.workshop = Workshop(reactor, config, self.guard, callers, deaths)
+        self._reactor = reactor
+        #: How the on_init command ended, for `trailboss.State`.
+        self.on_init_result = ""
+
+    async def run(
+        self,
+        services: Services,
+        stopping: trio.Event,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Run the guard and the relay listener. Raises RelayError or OSError if one of them cannot start."""
+        address = parse_relay(self.config.relay)
+        resolve_identity(self.config.user, self.config.group)
+        self.workshop.rpc_address = self._rpc_address()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.guard.run)
+            if address.kind != "pipes":
+                hub = RelayHub(self._reactor, address)
+                # Workers of another user must be able to connect; the handshake lets in nobody but our children.
+                hub.open(mode=0o666 if self.config.user else 0o600)
+                self.workshop.hub = hub
+            services.provide(Workshop, self.workshop)
+            task_status.started()
+            try:
+                await stopping.wait()
+            finally:
+                if self.workshop.hub is not None:
+                    self.workshop.hub.close()
+            nursery.cancel_scope.cancel(reason="the server plugin stops")
+
+    def health(self) -> Health:
+        """Healthy while the guard is there."""
+        return Health(
+            ok=self.guard.pid > 0, reason="" if self.guard.pid else "the guard process is not running"
+        )
+
+    def state_detail(self) -> dict[str, object]:
+        """Guard and on_init for `trailboss.State`."""
+        detail: dict[str, object] = {"guard_pid": self.guard.pid, "guards_replaced": self.guard.replaced}
+        if self.config.on_init is not None:
+            detail["on_init"] = self.on_init_result or "has not run yet"
+        return detail
+
+    def make_pool(self, spec: PoolSpec) -> Pool:
+        """Build a pool for a plugin; it boots later."""
+        return Pool(spec, self.workshop)
+
+    @property
+    def has_on_init(self) -> bool:
+        """Whether there is a command to run in step 5."""
+        return self.config.on_init is not None
+
+    async def run_on_init(self) -> None:
+        """Run the on_init command to its end, at most `exec_timeout`.
+
+        Raises OnInitFailed if it fails and `exit_on_error` is set; otherwise a failure is logged.
+        On cancellation: the command's group is ended and reaped.
+        """
+        config = self.config.on_init
+        if config is None:
+            return
+        failure = await self._run_command(config)
+        self.on_init_result = failure or "succeeded"
+        if not failure:
+            log.info("on_init done")
+        elif config.exit_on_error:
+            raise OnInitFailed(f"server.on_init: {failure}")
+        else:
+            log.error("on_init failed; the start goes on (exit_on_error is false)", text=failure)
+
+    async def _run_command(self, config: OnInitConfig) -> str:
+        """Run the command; returns "" or what went wrong."""
+        shop = self.workshop
+        argv = resolve_command(config.command, self.config.python)
+        environment = {**config.env, **shop.base_environment()}
+        try:
+            identity = resolve_identity(config.user or self.config.user, self.config.group)
+            process = await spawn(argv, environment, wall=time.time(), identity=identity, stdin="null")
+        except (SpawnFailed, LookupError) as error:
+            return str(error)
+        log.info("on_init started", pid=process.pid, command=" ".join(config.command))
+        shop.guard.add(process.pid)
+        shop.callers.add(process.pid, CallerRole.ON_INIT)
+        rate = self.config.stderr_rate or LINES_PER_SECOND
+        drains = [
+            LineDrain(
+                self._reactor, fd, _emitter(process.pid), line_max=self.config.stderr_line_max, rate=rate
+            )
+            for fd in (process.stdout_fd, process.stderr_fd)
+        ]
+        timed_out = False
+        try:
+            with trio.move_on_after(config.exec_timeout) as limit:
+                await _exited(process)
+            timed_out = limit.cancelled_caught
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + GRACE_SECONDS + 5):
+                await self._end(process, drains)
+            shop.guard.discard(process.pid)
+            shop.callers.discard(process.pid)
+        status = process.status
+        if timed_out:
+            return f"no end within exec_timeout ({config.exec_timeout:g} s); its process group was killed"
+        if status is None or status.exit_code != 0:
+            how = status.describe() if status is not None else "it cannot be killed"
+            last = " | ".join(line for drain in drains for line in drain.last_lines()[-5:])
+            return f"{' '.join(config.command)!r} ended with {how}" + (
+                f"; last output: {last}" if last else ""
+            )
+        return ""
+
+    async def _end(self, process: Process, drains: list[LineDrain]) -> None:
+        """End the whole group, read what it had to say, reap it."""
+        if not process.has_exited():
+            process.signal_group(signal.SIGTERM)
+            with trio.move_on_after(GRACE_SECONDS):
+                await _exited(process)
+        process.signal_group(signal.SIGKILL)
+        await _exited(process)
+        deadline = trio.current_time() + LAST_WORDS_SECONDS
+        for drain in drains:
+            drain.drain()
+            while not drain.at_eof and trio.current_time() < deadline:
+                await trio.sleep(0.01)
+                drain.drain()
+            drain.close()
+        process.reap()
+        trio.lowlevel.notify_closing(process.pidfd)
+        process.close()
+
+
+def _emitter(pid: int) -> Callable[[str], None]:
+    def emit(line: str) -> None:
+        log.info(line, pid=pid, source="on_init")
+
+    return emit
+
+
+async def _exited(process: Process) -> None:
+    while not process.has_exited():
+        await trio.lowlevel.wait_readable(process.pidfd)
