@@ -405,7 +405,11 @@ async def test_stop_during_start_is_a_clean_reverse_stop(
         Probe("kv", journal, start_seconds=1),
         Probe("jobs", journal, layer=Layer.DRIVER, requires=("kv",), start_seconds=1),
     ]
-    container = Container(plugins, on_init=lambda: trio.sleep(1))
+
+    async def on_init() -> None:
+        await trio.sleep(1)
+
+    container = Container(plugins, on_init=on_init)
 
     async def ask() -> None:
         await trio.sleep(when)
