@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from trailboss_worker.sdk import RPC, Jobs, Task
+from trailboss_worker.sdk import RPC, Jobs, Push, Task
 
 
 def handle(task: Task) -> None:
@@ -17,10 +17,9 @@ def handle(task: Task) -> None:
         name = task.payload.decode()
         print(f"Hello {name}, from Python (pid {os.getpid()}, attempt {task.attempts})")
     elif task.name == "greet-everybody":  # payload: names, one a line. A job may push further jobs.
+        names = task.payload.decode().splitlines()
         with RPC.from_environment() as rpc:
-            jobs = Jobs(rpc)
-            for name in task.payload.decode().splitlines():
-                jobs.push(task.pipeline, "greet", name)
+            Jobs(rpc).push_many(Push(task.pipeline, "greet", name) for name in names)
     elif task.name == "later":  # not now: come back in five seconds, marked so that it happens once
         if "x-seen" not in task.headers:
             task.requeue("come back later", delay=5, headers={"x-seen": ["1"]})

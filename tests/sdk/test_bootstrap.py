@@ -19,7 +19,18 @@ OLDEST = "3.9"
 
 # What a jobs worker with a blocking handler on pipes must not import: each costs milliseconds at every start.
 HEAVY = {"argparse", "asyncio", "dataclasses", "email", "http", "importlib.metadata", "inspect", "logging"}
-HEAVY |= {"pkg_resources", "random", "socket", "ssl", "subprocess", "traceback", "trio", "urllib", "uuid"}
+HEAVY |= {
+    "pkg_resources",
+    "random",
+    "socket",
+    "ssl",
+    "subprocess",
+    "threading",
+    "traceback",
+    "trio",
+    "urllib",
+    "uuid",
+}
 
 
 def interpreters() -> list[str]:

@@ -370,3 +370,30 @@ def test_exceptions_in_one_line():
     """Type and text, or the type alone."""
     assert describe(ValueError("x")) == "ValueError: x"
     assert describe(KeyError()) == "KeyError"
+
+
+def test_the_worker_of_other_tests(serve_program, tmp_path):
+    """The Python counterpart of the PHP jobs worker behaves by job name and records what it ran."""
+    log = tmp_path / "log"
+    worker = serve_program("jobs_worker.py", JOBS_LOG=str(log))
+    worker.shake_hands()
+    assert worker.job("ack", {}) == ACK
+    assert worker.job("sleep", {"ms": 5}) == ACK
+    assert worker.job("memory", {"mb": 1}) == ACK
+    assert worker.job("echo", {"text": "echoed\n"}) == ACK
+    assert worker.job("stderr", {"bytes": 80}) == ACK
+    assert worker.job("nack", {"requeue": True})["data"]["requeue"] is True
+    assert worker.job("requeue", {"delay": 1, "headers": {"a": ["1"]}})["type"] == 4
+    assert worker.job("fail", {})["type"] == 1
+    assert [json.loads(line)["job"] for line in log.read_text().splitlines()] == [
+        "ack", "sleep", "memory", "echo", "stderr", "nack", "requeue", "fail",
+    ]  # fmt: skip
+    worker.send_job("stdout", {"text": "garbage"})
+    worker.close_relay()
+    assert worker.rest().startswith(b"garbage\x14")
+    for name, code in (("exit", 3), ("die", -9), ("fatal", 1)):
+        worker = serve_program("jobs_worker.py")
+        worker.shake_hands()
+        worker.send_job(name, {})
+        assert worker.exit_code() == code
+        assert worker.rest() == b""

@@ -155,6 +155,8 @@ class RPC:
             except (TimeoutError, socket.timeout) as error:  # noqa: UP041 - two types before Python 3.10
                 self._drop()
                 raise CallTimeout(f"{method}: no answer from {self.address} within {limit:g} s") from error
+            except RelayError as error:
+                raise ConnectionLost(f"{method}: {error}") from error
             except (OSError, ProtocolError) as error:
                 self._drop()
                 kind = OutOfStep if isinstance(error, ProtocolError) else ConnectionLost
@@ -194,10 +196,7 @@ class RPC:
         if self._connection is not None and not self._is_usable(self._connection):
             self._drop()
         if self._connection is None:
-            try:
-                self._connection = connect(self._kind, self._host, self._port)
-            except RelayError as error:
-                raise ConnectionLost(str(error)) from error
+            self._connection = connect(self._kind, self._host, self._port)
             if self._kind == "tcp":
                 self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._decoder = frames.FrameDecoder(ANSWER_CAP_BYTES)

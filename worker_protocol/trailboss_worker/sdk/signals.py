@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Callable
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -26,8 +25,10 @@ class StopSignals:
         self.wake_fd, self._wake_write_fd = os.pipe()
         os.set_blocking(self.wake_fd, False)
         os.set_blocking(self._wake_write_fd, False)
-        if threading.current_thread() is threading.main_thread():
+        try:
             self._install()
+        except ValueError:
+            pass  # not in the main thread, where alone Python handles signals
 
     def _install(self) -> None:
         for number in STOP_SIGNALS:
