@@ -101,6 +101,10 @@ class LogSystem:
         if LEVELS[level] >= channel.level and channel.outputs:
             channel.write(Record(time.time_ns(), level, logger, message, values))
 
+    def say(self, text: str) -> None:
+        """Write one line to standard output as it is, whatever the log's mode. Never blocks."""
+        self._stream("stdout").offer(f"{text}\n".encode(errors="backslashreplace"))
+
     def terminal(self) -> Target | None:
         """Return the target of standard error where that is a terminal, for a footer; None otherwise."""
         return self._stream("stderr") if os.isatty(2) else None

@@ -1,0 +1,166 @@
+"""From a configuration to a server that has not started yet: the one place that knows every plugin.
+
+Adding a plugin is one line in `_plugins`. Nothing here does I/O: constructors take their section of the configuration and
+services that are shared by all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from trailboss.config.schema import Config
+from trailboss.container.contract import Plugin, Services
+from trailboss.container.entry_points import load_plugins
+from trailboss.container.startup import Container
+from trailboss.container.state import ServerState
+from trailboss.plugins.app.plugin import AppPlugin
+from trailboss.plugins.core.plugin import CorePlugin
+from trailboss.plugins.informer.plugin import InformerPlugin
+from trailboss.plugins.jobs.plugin import JobsPlugin
+from trailboss.plugins.logs import LogsPlugin, LogSystem
+from trailboss.plugins.otel import OtelPlugin
+from trailboss.plugins.resetter.plugin import ResetterPlugin
+from trailboss.plugins.server.plugin import ServerPlugin
+from trailboss.plugins.status.plugin import StatusPlugin
+from trailboss.plugins.systemd import SystemdPlugin
+from trailboss.reactor import Reactor
+from trailboss.rpc.plugin import RpcPlugin
+from trailboss.rpc.registry import Registry
+from trailboss.telemetry import Telemetry
+from trailboss.workers.callers import Callers
+from trailboss.workers.deaths import Deaths
+from trailboss.workers.pool import Pool, PoolSet
+from trailboss.workers.process import resolve_identity
+from trailboss.workers.workshop import PoolSpec
+
+__all__ = ["Assembly", "assemble"]
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A server ready to be started: run the reactor, then the container."""
+
+    container: Container
+    reactor: Reactor
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What several plugins are given; every member is also a service."""
+
+    reactor: Reactor
+    callers: Callers
+    deaths: Deaths
+    pools: PoolSet
+    telemetry: Telemetry
+
+    def services(self) -> Services:
+        services = Services()
+        services.provide(Reactor, self.reactor)
+        services.provide(Callers, self.callers)
+        services.provide(Deaths, self.deaths)
+        services.provide(PoolSet, self.pools)
+        services.provide(Telemetry, self.telemetry)
+        return services
+
+
+def assemble(config: Config, logs: LogSystem, environ: Mapping[str, str]) -> Assembly:
+    """Build every plugin that `config` asks for and the container around them.
+
+    Raises PluginFailed for a third-party plugin that cannot be loaded, ValueError or GraphError for plugins that cannot
+    live together.
+    """
+    shared = _Shared(Reactor(), Callers(), Deaths(), PoolSet(), Telemetry())
+    rpc: RpcPlugin | None = None
+
+    def rpc_address() -> str:
+        return rpc.exported_address() if rpc is not None else ""
+
+    server = _server(config, shared, rpc_address)
+    plugins = _plugins(config, logs, environ, server)
+    if config.rpc.enabled:
+        rpc = RpcPlugin(config.rpc, Registry.of_plugins(plugins), _worker_uids(config), environ=environ)
+
+    def make_pool(spec: PoolSpec) -> Pool:
+        assert server is not None  # the container asks only where make_pool is given
+        pool = server.make_pool(spec)
+        shared.pools.add(pool)
+        pool.change_listeners.append(_tell_changes(pool, container.state))
+        return pool
+
+    container = Container(
+        plugins,
+        rpc=rpc,
+        optional={name for name in config.plugins if config.is_optional(name)},
+        on_init=server.run_on_init if server is not None and server.has_on_init else None,
+        make_pool=make_pool if server is not None else None,
+        services=shared.services(),
+        grace_period_seconds=config.endure.grace_period,
+    )
+    return Assembly(container, shared.reactor)
+
+
+def _plugins(
+    config: Config, logs: LogSystem, environ: Mapping[str, str], server: ServerPlugin | None
+) -> list[Plugin]:
+    """Return every plugin but rpc; the order decides nothing, the container works it out."""
+    wanted: list[Plugin | None] = [
+        LogsPlugin(logs),
+        OtelPlugin(config.otel) if config.otel is not None else None,
+        SystemdPlugin(environ) if SystemdPlugin.wanted(environ) else None,
+        InformerPlugin(),
+        ResetterPlugin(),
+        StatusPlugin(config.status),
+        AppPlugin(),
+        CorePlugin(config.source.merged),
+        server,
+        JobsPlugin(config.jobs) if config.jobs is not None else None,
+        *load_plugins(config),
+    ]
+    return [plugin for plugin in wanted if plugin is not None]
+
+
+def _server(config: Config, shared: _Shared, rpc_address: Callable[[], str]) -> ServerPlugin | None:
+    if config.server is None:
+        return None
+    return ServerPlugin(
+        config.server,
+        reactor=shared.reactor,
+        callers=shared.callers,
+        deaths=shared.deaths,
+        rpc_address=rpc_address,
+    )
+
+
+def _worker_uids(config: Config) -> set[int]:
+    """Return the users that workers and on_init run as: their RPC calls are let in.
+
+    A user that does not exist is left out here; the server plugin says so when it starts.
+    """
+    if config.server is None:
+        return set()
+    on_init = config.server.on_init
+    uids = set()
+    for user in (config.server.user, on_init.user if on_init is not None else ""):
+        try:
+            identity = resolve_identity(user)
+        except LookupError:
+            continue
+        if identity is not None:
+            uids.add(identity.uid)
+    return uids
+
+
+def _tell_changes(pool: Pool, state: ServerState) -> Callable[[], None]:
+    """Return a listener that wakes whoever follows the state when the pool loses or regains its quorum."""
+    told = (pool.phase, pool.at_quorum)
+
+    def listener() -> None:
+        nonlocal told
+        now = (pool.phase, pool.at_quorum)
+        if now != told:
+            told = now
+            state.changed()
+
+    return listener

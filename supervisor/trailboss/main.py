@@ -1,0 +1,147 @@
+"""THE WHOLE LIFE IN ONE SCREEN: configuration → container → wait for a signal or an exit → reverse stop → exit code.
+
+Signals become events here and nowhere else. The first SIGTERM, SIGINT, SIGQUIT, SIGABRT (or SIGHUP, unless it was ignored
+when we were started) asks for the graceful stop. The second takes all grace away: the walk back is made at once, and a
+process that has not ended two seconds later is ended where it stands; its guard then kills what is left of it.
+
+Exit codes: 0 after a graceful stop, 1 when the start failed or the stop was forced. A wrong configuration (2) never gets
+this far.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from typing import NoReturn
+
+import trio
+
+from trailboss.assembly import Assembly, assemble
+from trailboss.cli.live import show_start
+from trailboss.config.schema import Config
+from trailboss.container.contract import PluginFailed
+from trailboss.container.startup import StartFailed
+from trailboss.log import logger
+from trailboss.plugins.logs import LogSystem, LogTargetError, install
+
+__all__ = ["StartError", "run"]
+
+log = logger("container")
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT)
+#: From a second signal to the end of the process, whatever still runs.
+FORCED_EXIT_SECONDS = 2.0
+#: Time for the last lines of the log at the end.
+LAST_LINES_SECONDS = 1.0
+
+
+class StartError(Exception):
+    """The server could not be started; the text is one line for people."""
+
+
+def run(config: Config, *, banner: str = "", debug: bool = False) -> int:
+    """Run a server until it is told to stop and return the exit code. Raises StartError.
+
+    `banner` is written to standard output when the server is ready. The working directory and the environment are those
+    of the configuration already.
+    """
+    try:
+        logs = install(dataclasses.replace(config.logs, level="debug") if debug else config.logs)
+    except LogTargetError as error:
+        raise StartError(str(error)) from error
+    for note in config.notes:
+        log.warning("configuration note", note=str(note))
+    try:
+        assembly = assemble(config, logs, os.environ)
+    except (PluginFailed, ValueError) as error:  # plugins that cannot be loaded, or not live together
+        raise StartError(str(error)) from error
+    try:
+        return trio.run(_live, assembly, logs, banner)
+    finally:
+        logs.flush(LAST_LINES_SECONDS)
+
+
+async def _live(assembly: Assembly, logs: LogSystem, banner: str) -> int:
+    container, stop, hurry = assembly.container, trio.Event(), trio.Event()
+    ended = trio.Event()
+    failure: PluginFailed | StartFailed | None = None
+
+    async def live_container() -> None:
+        nonlocal failure
+        try:
+            await container.run(stop, hurry, task_status=_SayReady(logs, banner))
+        except (PluginFailed, StartFailed) as error:
+            failure = error
+        finally:
+            ended.set()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(assembly.reactor.run)
+        await nursery.start(_follow_signals, stop, hurry, logs)
+        nursery.start_soon(show_start, container.state, logs.terminal())
+        nursery.start_soon(live_container)
+        await container.finished.wait()
+        if container.abandoned:
+            _leave(logs, f"these tasks ignore their cancellation: {', '.join(container.abandoned)}")
+        await ended.wait()
+        nursery.cancel_scope.cancel(reason="the server has stopped")
+    assembly.reactor.close()
+    if failure is not None:
+        raise StartError(str(failure)) from failure
+    return 1 if hurry.is_set() else 0
+
+
+class _SayReady:
+    """The container's task_status: writes the banner when the server is ready, without ever waiting for a reader."""
+
+    def __init__(self, logs: LogSystem, banner: str) -> None:
+        self._logs = logs
+        self._banner = banner
+
+    def started(self, value: None = None) -> None:
+        """Write the banner."""
+        if self._banner:
+            self._logs.say(self._banner)
+
+
+async def _follow_signals(
+    stop: trio.Event,
+    hurry: trio.Event,
+    logs: LogSystem,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Turn signals into events, for ever."""
+    numbers = [*STOP_SIGNALS, signal.SIGUSR2]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # started by nohup
+        numbers.append(signal.SIGHUP)
+    with trio.open_signal_receiver(*numbers) as signals:
+        task_status.started()
+        async for number in signals:
+            name = signal.Signals(number).name
+            if number == signal.SIGUSR2:
+                log.warning(
+                    "restart signal ignored: restart the server with its service manager", signal=name
+                )
+            elif not stop.is_set():
+                log.info("stop signal received", signal=name)
+                stop.set()
+            elif not hurry.is_set():
+                log.warning("second stop signal received: stopping at once", signal=name)
+                hurry.set()
+                threading.Thread(target=_leave_late, args=(logs,), daemon=True).start()
+
+
+def _leave_late(logs: LogSystem) -> None:
+    """End the process when it has not ended by itself; a thread, so that a stuck loop cannot prevent it."""
+    time.sleep(FORCED_EXIT_SECONDS)
+    _leave(logs, "exit forced")
+
+
+def _leave(logs: LogSystem, why: str) -> NoReturn:
+    """End the process here and now; the guard kills what is left of it."""
+    log.error("exit forced", reason=why)
+    logs.flush(LAST_LINES_SECONDS)
+    os._exit(1)
