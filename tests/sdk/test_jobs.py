@@ -177,6 +177,16 @@ def test_a_signal_during_a_job_lets_it_finish(serve_jobs, arguments):
 
 
 @handlers
+def test_a_forked_child_dies_of_a_signal(serve_jobs, arguments):
+    """With whatever loop, a child does not inherit the worker's way with SIGTERM, nor wakes its parent."""
+    worker = serve_jobs(*arguments)
+    assert worker.job("fork")["data"]["message"] == str(int(signal.SIGTERM))
+    assert worker.job("nothing") == ACK
+    worker.send_stop()
+    assert worker.exit_code() == 0
+
+
+@handlers
 def test_the_end_of_the_relay_ends_every_loop(serve_jobs, arguments):
     """A server that is gone ends an idle worker with status 0."""
     worker = serve_jobs(*arguments, relay="unix")

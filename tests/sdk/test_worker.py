@@ -304,6 +304,21 @@ def test_a_job_already_sent_is_done_before_leaving(serve_program):
     assert worker.exit_code() == 0
 
 
+@pytest.mark.parametrize("milliseconds", [1, 3, 7, 13, 21])
+def test_a_busy_server_loses_nothing_by_a_signal(serve_command, milliseconds):
+    """Requests sent without a pause around the signal are all answered; the last one is handed back."""
+    worker = serve_command("echo")
+    worker.shake_hands()
+    timer = threading.Timer(milliseconds / 1000, worker.signal, (signal.SIGTERM,))
+    timer.start()
+    while (answer := worker.exec(b"x")) == (b"", b"x"):
+        pass
+    timer.join()
+    assert answer == (STOP_ANSWER_CONTEXT, b"")
+    worker.send_stop()
+    assert worker.exit_code() == 0
+
+
 def test_a_signal_inside_a_frame(serve_program):
     """With half a request received, the rest is awaited, done and answered."""
     worker = serve_program("worker.py")

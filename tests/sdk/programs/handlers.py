@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import os
+import signal
 import sys
 import time
 
@@ -45,9 +46,27 @@ def handle(task: Task) -> None:
         task.nack(json.dumps([*described, task.payload.decode()]))
     elif task.name == "where":
         task.nack(json.dumps([os.getcwd(), sys.path[0]]))
+    elif task.name == "fork":
+        task.nack(death_of_a_terminated_child())
     elif task.name == "coroutine":
         return pause()  # type: ignore[return-value]
     return None
+
+
+def death_of_a_terminated_child() -> str:
+    """The signal that a forked child, once it is up, dies of when it is sent SIGTERM."""
+    ready, up = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(up, b"1")
+        time.sleep(5)
+        os._exit(0)
+    os.read(ready, 1)
+    os.kill(child, signal.SIGTERM)
+    status = os.waitpid(child, 0)[1]
+    os.close(ready)
+    os.close(up)
+    return str(os.WTERMSIG(status))
 
 
 async def pause() -> None:

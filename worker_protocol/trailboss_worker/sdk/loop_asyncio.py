@@ -12,10 +12,12 @@ import signal
 from collections.abc import Awaitable, Callable
 
 from trailboss_worker.sdk.consumer import Consumer, Task
+from trailboss_worker.sdk.signals import default_in_children
 
 
 def run(consumer: Consumer, handle: Callable[[Task], Awaitable[None]]) -> None:
     """Handle every task until the consumer has ended."""
+    default_in_children()
     asyncio.run(_serve(consumer, handle))
 
 

@@ -13,10 +13,12 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from trailboss_worker.sdk.consumer import Consumer, Task
+from trailboss_worker.sdk.signals import default_in_children
 
 
 def run(consumer: Consumer, handle: Callable[[Task], Awaitable[None]]) -> None:
     """Handle every task until the consumer has ended."""
+    default_in_children()
     trio.run(_serve, consumer, handle)
 
 

@@ -25,6 +25,7 @@ class StopSignals:
         self.wake_fd, self._wake_write_fd = os.pipe()
         os.set_blocking(self.wake_fd, False)
         os.set_blocking(self._wake_write_fd, False)
+        os.register_at_fork(after_in_child=self.close)
         try:
             self._install()
         except ValueError:
@@ -70,3 +71,17 @@ class StopSignals:
         os.close(self.wake_fd)
         os.close(self._wake_write_fd)
         self.wake_fd = self._wake_write_fd = -1
+
+
+def default_in_children() -> None:
+    """Let a forked child die of the stop signals, whatever an event loop has installed here for them.
+
+    A child that inherits "finish the job first" would survive `Process.terminate()` for ever.
+    """
+    os.register_at_fork(after_in_child=_set_defaults)
+
+
+def _set_defaults() -> None:
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -37,6 +37,9 @@ READ_BYTES_MAX = 1024 * 1024
 PING_EVERY_FRAMES = 5
 # How long a worker that is stopping waits for the rest of a frame, or for the server's last word.
 STOP_LINGER_SECONDS = 1.0
+# How long it listens before it leaves: a busy server has sent the next request within that time, which can still
+# be handed back, whereas one that is written to a worker on its way out fails.
+LEAVE_LINGER_SECONDS = 0.05
 
 Bytes = Union[bytes, bytearray, memoryview, str]  # noqa: UP007 - evaluated at run time by Python 3.9
 
@@ -249,7 +252,7 @@ class Worker:
         """Wait for bytes and take them; False when none came in time. May end the worker."""
         if self._stopping:
             unfinished = self._handed_back or self._decoder.buffered
-            timeout_ms = int(STOP_LINGER_SECONDS * 1000) if unfinished else 0
+            timeout_ms = int(1000 * (STOP_LINGER_SECONDS if unfinished else LEAVE_LINGER_SECONDS))
         ready = [descriptor for descriptor, _ in self._poll.poll(timeout_ms)]
         if self._signals is not None and self._signals.wake_fd in ready:
             self._signals.drain()
