@@ -134,7 +134,9 @@ class Guard:
             while process.poll() is None:
                 await trio.lowlevel.wait_readable(pidfd)
         except trio.Cancelled:
-            self._close()  # end of file: it hunts for survivors and ends
+            if not self._groups:
+                self._tell(b"q\n")  # nothing to hunt for: it ends at once
+            self._close()  # end of file: otherwise it hunts for survivors, then ends
             with trio.move_on_after(STOP_SECONDS_MAX, shield=True):
                 while process.poll() is None:
                     await trio.lowlevel.wait_readable(pidfd)

@@ -2,7 +2,7 @@
 
 Started first, as ``python -I -S guard_process.py INSTANCE``; its standard input is the read end of the lifeline pipe,
 whose only write end is the supervisor's. Lines on it say which process groups exist (``+PID``) and which do not any
-more (``-PID``). End of file means the supervisor is dead, even by SIGKILL: the guard then kills those groups, every
+more (``-PID``); ``q`` says that the supervisor ends in good order and has left nothing behind. End of file means the supervisor is dead, even by SIGKILL: the guard then kills those groups, every
 process of their sessions, and every process that carries this instance's mark (TRAILBOSS_INSTANCE) in its
 environment, so a child that moved to a session of its own does not escape; it looks again until nothing is left.
 
@@ -101,6 +101,8 @@ def main() -> None:
             break
         *lines, pending = (pending + data).split(b"\n")
         for line in lines:
+            if line == b"q" and not groups:
+                return
             if line[1:].isdigit():
                 pid = int(line[1:])
                 if line[:1] == b"+":
