@@ -147,5 +147,6 @@ def _frame_after_space(excerpt: bytes) -> bool:
 def _mostly_printable(text: str) -> bool:
     if not text:
         return False
-    printable = sum(1 for character in text if character.isprintable() or character in "\r\n\t")
+    # U+FFFD stands for bytes that are no UTF-8.
+    printable = sum(1 for c in text if (c.isprintable() and c != "\ufffd") or c in "\r\n\t")
     return printable * 10 >= len(text) * 9
