@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from trailboss.config.schema import JobsConfig, PipelineConfig
 from trailboss.container.contract import Caller
 from trailboss.messages import jobs_pb2
+from trailboss.plugins.jobs.dispatch import Busy
 from trailboss.plugins.jobs.plugin import JobsPlugin
 from trailboss.workers.outcome import Answer, Outcome
 
@@ -39,7 +40,7 @@ class InstantPool:
         self.idle_count -= 1
         self._answered.append(on_outcome)
 
-    def workers(self) -> Sequence[object]:
+    def workers(self) -> Sequence[Busy]:
         """There are none to name."""
         return ()
 

@@ -350,12 +350,14 @@ async def a_job_is_settled_once(make: MakeDriver) -> None:
         job = await bench.take()
         await settled(bench.driver.ack(job))
         before = bench.check_books()
-        for verb in (
-            lambda: bench.driver.ack(job),
-            lambda: bench.driver.nack(job, "why"),
-            lambda: bench.driver.requeue(job, 0.0),
-            lambda: bench.driver.give_back(job),
-        ):
+        driver = bench.driver
+        verbs: Sequence[Callable[[], Awaitable[None] | None]] = (
+            lambda: driver.ack(job),
+            lambda: driver.nack(job, "why"),
+            lambda: driver.requeue(job, 0.0),
+            lambda: driver.give_back(job),
+        )
+        for verb in verbs:
             raised = False
             try:
                 await settled(verb())

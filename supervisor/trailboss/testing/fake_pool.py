@@ -67,12 +67,13 @@ class FakeWorkerState:
 
 @dataclass(slots=True)
 class FakePool:
-    """`num_workers` workers; each runs one exec at a time."""
+    """`num_workers` workers; each runs one exec at a time. With `debug` there is a fresh worker for every exec, and
+    none is ever idle."""
 
     num_workers: int = 4
     script: Callable[[FakeExec], Scripted] | None = None
     name: str = "jobs"
-    max_queue_size: int = 0
+    debug: bool = False
     clock: Callable[[], float] = trio.current_time
     idle_listener: Callable[[], None] | None = None
     idle_count: int = field(init=False, default=0)
@@ -91,6 +92,8 @@ class FakePool:
 
     def __post_init__(self) -> None:
         """Start with all workers idle."""
+        if self.debug:
+            return
         self.idle_count = self.num_workers
         self._free_pids = [self._next_pid() for _ in range(self.num_workers)]
 
@@ -103,16 +106,18 @@ class FakePool:
         flags: int,
         on_outcome: Callable[[Outcome], None],
         label: str = "",
-        queue: bool = True,
     ) -> None:
         """Give the exec to an idle worker; refuse it where there is none."""
         if self.refuse_with is not None:
             on_outcome(self.refuse_with)
             return
-        if self.idle_count == 0:
+        if self.debug:
+            self._free_pids.append(self._next_pid())
+        elif self.idle_count == 0:
             on_outcome(QueueFull("no fake worker is idle"))
             return
-        self.idle_count -= 1
+        else:
+            self.idle_count -= 1
         self.executions += 1
         work = FakeExec(context, body, flags, label, on_outcome, self._free_pids.pop())
         self.running.append(work)
@@ -209,6 +214,8 @@ class FakePool:
         work.on_outcome(outcome)
 
     def _become_idle(self, pid: int) -> None:
+        if self.debug:
+            return
         self._free_pids.append(pid)
         self.idle_count += 1
         if self.idle_listener is not None:

@@ -21,7 +21,6 @@ from trailboss.plugins.jobs.contract import Job
 from trailboss.plugins.jobs.pipeline import Pipeline, PipelineState
 from trailboss.plugins.jobs.priority_queue import Merge
 from trailboss.plugins.jobs.verdict import (
-    ACK_ANSWERS,
     Done,
     Failed,
     GivenUp,
@@ -32,6 +31,7 @@ from trailboss.plugins.jobs.verdict import (
     merge_headers,
 )
 from trailboss.workers.outcome import Answer, Outcome
+from trailboss_worker.protocol.jobs_message import ACK_BODIES
 
 __all__ = ["Busy", "Dispatcher", "JobsPool"]
 
@@ -82,12 +82,15 @@ class Dispatcher:
         clock: Callable[[], float],
         wake_at: Callable[[float], None],
         await_later: Callable[[Awaitable[None]], None],
+        debug_runs_max: int = 0,
     ) -> None:
         self._pool: JobsPool | None = None
         self._policy = policy
         self._clock = clock
         self._wake_at = wake_at
         self._await_later = await_later
+        # A debug pool has no idle workers: it starts one for each exec. So many may be at it at the same time.
+        self._debug_runs_max = debug_runs_max
         self._merge: Merge[Job] = Merge()
         self._open = False
         self._pumping = False
@@ -145,7 +148,7 @@ class Dispatcher:
         self._pumping = True
         merge = self._merge
         try:
-            while pool.idle_count > 0 and not self._refused:
+            while (pool.idle_count > 0 or self.in_flight < self._debug_runs_max) and not self._refused:
                 queue = merge.best()
                 if queue is None:
                     return
@@ -188,7 +191,7 @@ class Dispatcher:
         driver = pipeline.driver
         if job not in driver.running:
             self._settle_late(pipeline, job, outcome)
-        elif type(outcome) is Answer and outcome.body in ACK_ANSWERS:
+        elif type(outcome) is Answer and outcome.body in ACK_BODIES:
             pending = driver.ack(job)
             if pending is not None:
                 self._await_later(pending)
@@ -196,6 +199,8 @@ class Dispatcher:
             self._decide(pipeline, job, outcome)
         if self._drained is not None and self.in_flight == 0:
             self._drained.set()
+        if self._debug_runs_max:
+            self.pump()
 
     def _decide(self, pipeline: Pipeline, job: Job, outcome: Outcome) -> None:
         verdict = judge(outcome)

@@ -51,6 +51,7 @@ class JobsPlugin(Plugin):
             clock=trio.current_time,
             wake_at=self._alarm.wake_at,
             await_later=self._await_later,
+            debug_runs_max=config.pool.resolved_num_workers if config.pool.debug else 0,
         )
         self.room = Room(config.pipeline_size)
         host = DriverHost(
@@ -94,22 +95,28 @@ class JobsPlugin(Plugin):
         """
         self.make_pipelines()
         services.provide(JobsInspector, self)  # type: ignore[type-abstract] # the key of a service may be a Protocol
+        failure = ""
         async with trio.open_nursery() as drivers:
             try:
                 await self.pipelines.connect_all(drivers, self._config.options.parallelism)
             except RuntimeError as error:
-                drivers.cancel_scope.cancel(reason="a jobs driver could not start")
-                raise PluginFailed(self.name, Phase.STARTING, str(error)) from error
-            drivers.start_soon(self._alarm.run)
-            async with trio.open_nursery() as settlements:
-                self._settlements = settlements
-                task_status.started()
-                await stopping.wait()
-                # Leaving this block waits for every ack on its way to a broker; only then the connections close.
-            self._settlements = None
-            await self.pipelines.stop_all()
-            self._say_what_is_lost()
-            drivers.cancel_scope.cancel(reason="the jobs plugin stops")
+                failure = str(error)
+            else:
+                drivers.start_soon(self._alarm.run)
+                await self._serve(stopping, task_status)
+            drivers.cancel_scope.cancel(reason=failure or "the jobs plugin stops")
+        if failure:
+            raise PluginFailed(self.name, Phase.STARTING, failure)
+
+    async def _serve(self, stopping: trio.Event, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as settlements:
+            self._settlements = settlements
+            task_status.started()
+            await stopping.wait()
+            # Leaving this block waits for every ack on its way to a broker; only then the connections close.
+        self._settlements = None
+        await self.pipelines.stop_all()
+        self._say_what_is_lost()
 
     async def open(self) -> None:
         """Begin to consume the pipelines of `jobs.consume` and those resumed meanwhile."""
@@ -157,6 +164,7 @@ class JobsPlugin(Plugin):
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def make_pipelines(self) -> None:
+        """Make the pipelines of the configuration. Raises PluginFailed where one names an unknown driver."""
         for name, pipeline in self._config.pipelines.items():
             try:
                 self.pipelines.add(name, pipeline.driver, pipeline.config)

@@ -111,7 +111,7 @@ class Pipelines:
         """Consume the pipelines of `jobs.consume` that exist."""
         for name in self._consume:
             pipeline = self.by_name.get(name)
-            if pipeline is not None:
+            if pipeline is not None and not pipeline.failure:
                 self._dispatcher.consume(pipeline)
 
     def pause(self, pipeline: Pipeline) -> Awaitable[None] | None:
@@ -195,11 +195,6 @@ class _StartedOnce:
     def started(self, value: None = None) -> None:
         self.is_started = True
         self._task_status.started(value)
-
-
-def make_books_line(books: Books) -> str:
-    """Return books for one line of a log: only what is not zero."""
-    return " ".join(f"{name}={value}" for name, value in books.as_dict().items() if value) or "nothing pushed"
 
 
 def _read_declaration(values: Mapping[str, str]) -> tuple[str, str, dict[str, object]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from sys import intern
 from typing import Final
 
 from trailboss.container.contract import Access, Caller, RpcMethod, RpcRefused
@@ -182,7 +183,7 @@ class JobsRequests:
         headers = message.headers
         job = Job(
             job_id,
-            message.job,
+            intern(message.job),  # a million jobs have a handful of names
             message.payload,
             encode_headers({name: value.value for name, value in headers.items()}) if headers else NO_HEADERS,
             options.priority or pipeline.priority,

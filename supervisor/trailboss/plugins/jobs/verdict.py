@@ -16,9 +16,10 @@ from typing import Final
 
 from trailboss.plugins.jobs.contract import encode_headers
 from trailboss.workers.outcome import Answer, ExecFailed, ExecTimeout, Outcome, SoftError, WorkerDied
+from trailboss_worker.protocol.errors import ProtocolError
+from trailboss_worker.protocol.jobs_message import decode_job_answer
 
 __all__ = [
-    "ACK_ANSWERS",
     "Done",
     "Failed",
     "GivenUp",
@@ -29,20 +30,6 @@ __all__ = [
     "judge",
     "merge_headers",
 ]
-
-ACK_ANSWERS: Final = frozenset(
-    text.encode()
-    for kind in (0, 2)
-    for text in (
-        f'{{"type":{kind},"data":[]}}',
-        f'{{"type":{kind},"data":{{}}}}',
-        f'{{"type":{kind},"data":null}}',
-        f'{{"type":{kind}}}',
-        f'{{"type": {kind}, "data": []}}',
-        f'{{"type": {kind}, "data": {{}}}}',
-    )
-)
-"""The answers that nearly every job ends with, byte for byte; looked up before anything is parsed."""
 
 _EXCERPT_BYTES_MAX: Final = 120
 _MESSAGE_LENGTH_MAX: Final = 4096
@@ -109,7 +96,7 @@ class RetryPolicy:
 def judge(outcome: Outcome) -> Verdict:
     """Say what an exec's outcome means for its job. Never raises."""
     if isinstance(outcome, Answer):
-        return Done() if outcome.body in ACK_ANSWERS else _judge_answer(outcome.body)
+        return _judge_answer(outcome.body)
     if not outcome.sent:
         return NotTried(_text_of(outcome), refused=not isinstance(outcome, WorkerDied))
     if isinstance(outcome, WorkerDied):
@@ -132,64 +119,27 @@ def merge_headers(old: str, new: dict[str, list[str]]) -> str:
 
 def _judge_answer(body: bytes) -> Verdict:
     if not body:
-        return _malformed("is empty", body)
+        return _malformed("an empty answer", body)
     if len(body) > _ANSWER_BYTES_MAX:
-        return _malformed(f"has {len(body)} bytes", body)
+        return _malformed(f"an answer of {len(body)} bytes", body)
     try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        return _malformed("is not JSON", body)
-    if not isinstance(answer, dict):
-        return _malformed("is not a JSON object", body)
-    kind = answer.get("type")
-    if isinstance(kind, bool) or kind not in (0, 1, 2, 3, 4):
-        return _malformed("has no known type", body)
-    if kind in (0, 2):
+        answer = decode_job_answer(body)
+    except ProtocolError as error:
+        return _malformed(str(error), body)
+    if answer.kind in ("ack", "no_error"):
         return Done()
-    data = answer.get("data")
-    if not isinstance(data, dict):
-        return _malformed("has no data", body)
-    return _judge_data(kind, data, body)
-
-
-def _judge_data(kind: int, data: dict[str, object], body: bytes) -> Verdict:
-    message = data.get("message", "")
-    requeue = data.get("requeue", False)
-    delay = data.get("delay_seconds", 0)
-    headers = _read_headers(data.get("headers"))
-    if not isinstance(message, str):
-        return _malformed("has a message that is no text", body)
-    # JSON can spell half a surrogate pair, which no log and no answer could encode.
-    message = message[:_MESSAGE_LENGTH_MAX].encode("utf-8", "replace").decode()
-    if not isinstance(requeue, bool):
-        return _malformed("has a requeue that is neither true nor false", body)
-    if isinstance(delay, bool) or not isinstance(delay, int | float) or delay != delay:
-        return _malformed("has a delay_seconds that is no number", body)
-    if headers is None:
-        return _malformed("has headers that are not lists of texts by name", body)
-    if kind == 4 or requeue:
-        # Bounded before it becomes a float: an integer of 400 digits is valid JSON.
-        return Requeued(float(min(max(delay, 0), _DELAY_SECONDS_MAX)), headers, f"requeued: {message}")
-    return GivenUp(f"{'nacked' if kind == 3 else 'failed'}: {message}")
-
-
-def _read_headers(value: object) -> dict[str, list[str]] | None:
-    """Return headers, {} for none (PHP writes an empty map as a list), or None where they are malformed."""
-    if value is None or value == []:
-        return {}
-    if not isinstance(value, dict):
-        return None
-    headers: dict[str, list[str]] = {}
-    for name, values in value.items():
-        if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
-            return None
-        headers[name] = values
-    return headers
+    message = answer.message[:_MESSAGE_LENGTH_MAX]
+    if answer.requeue:
+        delay_seconds = float(min(answer.delay_seconds, _DELAY_SECONDS_MAX))
+        return Requeued(delay_seconds, answer.headers, f"requeued: {message}")
+    return GivenUp(f"{'nacked' if answer.kind == 'nack' else 'failed'}: {message}")
 
 
 def _malformed(what: str, body: bytes) -> Failed:
     excerpt = ascii(body[:_EXCERPT_BYTES_MAX])[2:-1]
-    return Failed(f'malformed answer: it {what}: "{excerpt}"', "malformed answer")
+    return Failed(
+        f'malformed answer: {what[:_MESSAGE_LENGTH_MAX]}; it begins with "{excerpt}"', "malformed answer"
+    )
 
 
 def _text_of(failure: ExecFailed) -> str:

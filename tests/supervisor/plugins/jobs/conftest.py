@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -51,26 +51,16 @@ class Server:
         return [json.loads(work.context)["id"] for work in self.pool.running]
 
 
-def make_job(
-    job_id: str,
-    pipeline: str = "main",
-    headers: Mapping[str, list[str]] | None = None,
-    payload: bytes = b"payload",
-    **options: int | bool,
-) -> jobs_pb2.Job:
-    """Return the message of one job."""
-    return jobs_pb2.Job(
-        id=job_id,
-        job="App\\Task",
-        payload=payload,
-        headers={name: jobs_pb2.HeaderValue(value=values) for name, values in (headers or {}).items()},
-        options=jobs_pb2.Options(pipeline=pipeline, **options),
-    )
-
-
 def make_push(job_id: str, pipeline: str = "main", **options: int | bool) -> jobs_pb2.PushRequest:
     """Return the message of one push."""
-    return jobs_pb2.PushRequest(job=make_job(job_id, pipeline, **options))
+    return jobs_pb2.PushRequest(
+        job=jobs_pb2.Job(
+            id=job_id,
+            job="App\\Task",
+            payload=b"payload",
+            options=jobs_pb2.Options(pipeline=pipeline, **options),
+        )
+    )
 
 
 StartServer = Callable[..., "_Started"]
@@ -94,14 +84,15 @@ async def _run(config: JobsConfig, pool: FakePool, opened: bool) -> AsyncIterato
     plugin = JobsPlugin(config)
     plugin.attach_pool(pool)
     stopping = trio.Event()
-    async with trio.open_nursery() as pool_nursery, trio.open_nursery() as nursery:
+    async with trio.open_nursery() as pool_nursery:
         await pool_nursery.start(pool.run)
-        with trio.fail_after(10):
-            await nursery.start(plugin.run, Services(), stopping)
-        if opened:
-            await plugin.open()
-        yield Server(plugin, pool, nursery, stopping)
-        stopping.set()
+        async with trio.open_nursery() as nursery:
+            with trio.fail_after(10):
+                await nursery.start(plugin.run, Services(), stopping)
+            if opened:
+                await plugin.open()
+            yield Server(plugin, pool, nursery, stopping)
+            stopping.set()
         pool_nursery.cancel_scope.cancel()
 
 
@@ -116,6 +107,7 @@ def start_server() -> StartServer:
         consume: tuple[str, ...] = ("main",),
         script: Callable[..., object] | None = None,
         opened: bool = True,
+        debug: bool = False,
         **config: object,
     ) -> _Started:
         return _Started(
@@ -126,7 +118,7 @@ def start_server() -> StartServer:
                 consume=consume,
                 **config,
             ),
-            FakePool(num_workers, script),
+            FakePool(num_workers, script, debug=debug),
             opened,
         )
 
