@@ -29,6 +29,8 @@ log = logger("rpc")
 RECEIVE_BYTES: Final = 64 * 1024
 #: Unsent answers above this stop the reading of further calls.
 UNSENT_BYTES_MAX: Final = 1024 * 1024
+#: Answers longer than this do not wait for the rest of their batch.
+LARGE_ANSWER_BYTES: Final = 16 * 1024
 #: Calls of one connection that have a task.
 TASKS_PER_CONNECTION_MAX: Final = 128
 #: Calls served before other connections get their turn.
@@ -234,10 +236,14 @@ class RpcConnection:
             self._put(encode_error(request, text[:ERROR_TEXT_CHARS_MAX]))
 
     def _put(self, data: bytes) -> None:
-        if self._batch is not None:
-            self._batch.append(data)
-        else:
+        batch = self._batch
+        if batch is None:
             self._send(data)
+            return
+        batch.append(data)
+        if len(data) > LARGE_ANSWER_BYTES:  # so that the bound of what is unsent holds inside a batch too
+            self._batch = []
+            self._send(b"".join(batch))
 
     def _send(self, data: bytes) -> None:
         if self._unsent:

@@ -18,7 +18,7 @@ __all__ = ["check_message_size", "count_elements"]
 #: Arguments up to this many bytes are parsed without a look.
 WALK_ABOVE_BYTES: Final = 256 * 1024
 #: Most fields of all levels together in one argument.
-ELEMENTS_MAX: Final = 300_000
+ELEMENTS_MAX: Final = 200_000
 #: Deeper messages are left to the parser, which has its own limit (100 levels).
 _LEVELS_MAX: Final = 100
 
@@ -38,14 +38,13 @@ def count_elements(descriptor: Descriptor, data: bytes, limit: int) -> int:
     Bytes that are no message end the count of that level: the parser will refuse them.
     """
     count = 0
+    tables: dict[Descriptor, dict[int, Descriptor]] = {}
     todo: list[tuple[Descriptor, int, int, int]] = [(descriptor, 0, len(data), 0)]
-    while todo:
+    while todo and count <= limit:
         message, position, end, level = todo.pop()
-        nested = {
-            field.number: field.message_type
-            for field in message.fields
-            if field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type is not None
-        }
+        nested = tables.get(message)
+        if nested is None:
+            nested = tables[message] = _nested_messages(message)
         while position < end and count <= limit:
             count += 1
             tag, position = _varint(data, position, end)
@@ -59,14 +58,21 @@ def count_elements(descriptor: Descriptor, data: bytes, limit: int) -> int:
             elif wire_type == 2:
                 length, position = _varint(data, position, end)
                 inner = nested.get(tag >> 3)
-                if inner is not None and level < _LEVELS_MAX and position + length <= end:
+                if inner is not None and length and level < _LEVELS_MAX and position + length <= end:
                     todo.append((inner, position, position + length, level + 1))
                 position += length
             else:
                 break
-        if count > limit:
-            break
     return count
+
+
+def _nested_messages(descriptor: Descriptor) -> dict[int, Descriptor]:
+    """Return field number -> message of every field that holds messages."""
+    return {
+        field.number: field.message_type
+        for field in descriptor.fields
+        if field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type is not None
+    }
 
 
 def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:

@@ -171,12 +171,12 @@ def _read_proc_line(line: str) -> Peer | None:
 def find_socket_owner(inode: int) -> int:
     """Return the pid of a process that holds the socket `inode`, 0 if none is found. Reads /proc, a few milliseconds."""
     target = f"socket:[{inode}]"
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            folder = f"/proc/{name}/fd"
             try:
-                with os.scandir(f"/proc/{entry.name}/fd") as descriptors:
-                    if any(os.readlink(descriptor.path) == target for descriptor in descriptors):
-                        return int(entry.name)
+                if any(os.readlink(f"{folder}/{number}") == target for number in os.listdir(folder)):
+                    return int(name)
             except OSError:  # ended meanwhile, or not ours to look at
                 continue
     return 0

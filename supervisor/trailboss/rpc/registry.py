@@ -79,7 +79,7 @@ class Registry:
                 "access": method.access.value,
                 "codec": "proto" if _is_message(method.argument) else "json",
                 "waits": inspect.iscoroutinefunction(method.handler),
-                "deadline_seconds": method.deadline_seconds,
+                "own_deadline": method.deadline_seconds is not None,
                 "doc": method.doc,
             }
             for _, method in sorted(self._methods.items())

@@ -1,0 +1,3 @@
+"""The plugin `app`: log records of applications over RPC."""
+
+from __future__ import annotations

@@ -1,0 +1,93 @@
+"""The server about itself: rpc.Version, rpc.Config, trailboss.State, trailboss.Deaths, trailboss.Methods.
+
+The plugin is up before the RPC port is bound, so its always-on methods can answer from the first moment. It keeps
+nothing of its own: each answer is read from whoever knows it, at the time of the call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import trio
+
+from trailboss import ROADRUNNER_COMPAT_VERSION
+from trailboss.config.redact import redacted
+from trailboss.container.contract import Access, Caller, Layer, Plugin, RpcMethod, RpcRefused, Services, raw
+from trailboss.container.state import ServerState
+from trailboss.rpc.registry import Registry
+from trailboss.workers.deaths import Deaths
+
+__all__ = ["CorePlugin"]
+
+
+class CorePlugin(Plugin):
+    """Answers what concerns the server as a whole. `merged` is the whole merged configuration, secrets included."""
+
+    name = "core"
+    layer = Layer.TELEMETRY
+
+    def __init__(self, merged: Mapping[str, object]) -> None:
+        self._config_text = raw(
+            json.dumps(redacted(merged), ensure_ascii=False, default=str).encode("utf-8", "replace")
+        )
+        self._services: Services | None = None
+
+    async def run(
+        self,
+        services: Services,
+        stopping: trio.Event,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Remember where the others are to be found."""
+        self._services = services
+        task_status.started()
+        await stopping.wait()
+
+    def rpc_methods(self) -> Sequence[RpcMethod]:
+        """Return the methods of the services `rpc` and `trailboss`."""
+        always = Access.ALWAYS
+        core = self.name
+        return (
+            RpcMethod(
+                "rpc.Version", self._version, always, plugin=core, doc="RoadRunner version that SDKs see"
+            ),
+            RpcMethod(
+                "rpc.Config",
+                self._config,
+                result=raw,
+                plugin=core,
+                doc="configuration as JSON, secrets hidden",
+            ),
+            RpcMethod(
+                "trailboss.State", self._state, always, plugin=core, doc="phases of plugins, gate, pools"
+            ),
+            RpcMethod(
+                "trailboss.Deaths", self._deaths, plugin=core, doc="the last worker deaths, oldest first"
+            ),
+            RpcMethod("trailboss.Methods", self._methods, always, plugin=core, doc="this list"),
+        )
+
+    def _version(self, _argument: object, _caller: Caller) -> str:
+        return ROADRUNNER_COMPAT_VERSION
+
+    def _config(self, _argument: object, _caller: Caller) -> raw:
+        return self._config_text
+
+    def _state(self, _argument: object, _caller: Caller) -> dict[str, object]:
+        return self._known_services().get(ServerState).as_dict()
+
+    def _deaths(self, _argument: object, _caller: Caller) -> list[dict[str, object]]:
+        deaths = self._known_services().find(Deaths)
+        if deaths is None:
+            return []
+        return [{**record.as_dict(), "explanation": record.explain()} for record in deaths.records()]
+
+    def _methods(self, _argument: object, _caller: Caller) -> list[dict[str, object]]:
+        registry = self._known_services().find(Registry)
+        return registry.describe() if registry is not None else []
+
+    def _known_services(self) -> Services:
+        if self._services is None:
+            raise RpcRefused("service not ready: phase=starting")
+        return self._services

@@ -1,0 +1,270 @@
+"""A small HTTP server for machines that ask how things are: one request a connection, GET or HEAD, short answers.
+
+It lives on the reactor, parses with httptools, and is strict with its peers: few connections, little time, a small
+head. Whatever a peer sends ends in an answer or a closed connection; nothing of it reaches further than a path and a
+query.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import parse_qs
+
+import httptools
+
+from trailboss.log import logger
+from trailboss.reactor import Reactor
+
+__all__ = ["HttpAnswer", "HttpListener", "HttpRequest", "bind_status"]
+
+log = logger("status")
+
+CONNECTIONS_MAX: Final = 64
+HEAD_BYTES_MAX: Final = 8192
+#: From accept to a complete head.
+HEAD_SECONDS: Final = 5.0
+#: For the peer to take the answer and go.
+ANSWER_SECONDS: Final = 10.0
+BACK_OFF_SECONDS: Final = 0.1
+_NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """What was asked: path and query parameters, in order."""
+
+    path: str
+    query: dict[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """Status, body and its type."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+
+
+Handle = Callable[[HttpRequest], HttpAnswer]
+
+
+def bind_status(host: str, port: int, what: str) -> socket.socket:
+    """Return a listening socket. Raises OSError with a text that names the key (`what`), the value and a remedy."""
+    family = socket.AF_INET6 if ":" in host or not host else socket.AF_INET
+    try:
+        return _listening(family, host or "::", port)
+    except OSError as error:
+        if not host and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):  # no IPv6 on this machine
+            return _listening(socket.AF_INET, "0.0.0.0", port)
+        raise OSError(error.errno, f"{what}: {_remedy(error)}") from error
+
+
+def _listening(family: int, host: str, port: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6 and host == "::":
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind((host, port))
+        sock.listen(CONNECTIONS_MAX)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _remedy(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "the host is not known; write an IP address"
+    return {
+        errno.EADDRINUSE: "the port is in use; stop the program that has it or choose another port",
+        errno.EACCES: "no permission to use this port; choose one above 1023",
+        errno.EADDRNOTAVAIL: "this machine does not have that address; change the host",
+    }.get(error.errno or 0, f"{error.strerror or error}; change the address")
+
+
+class HttpListener:
+    """Accepts until `close`; every request is answered by ``handle(request)``, which must not block."""
+
+    def __init__(
+        self, sock: socket.socket, reactor: Reactor, handle: Handle, head_seconds: float = HEAD_SECONDS
+    ) -> None:
+        self.reactor = reactor
+        self.handle = handle
+        self.head_seconds = min(head_seconds, HEAD_SECONDS)
+        self.connections: set[HttpConnection] = set()
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._closed = False
+        reactor.register(self._fd, self._on_readable)
+
+    def close(self) -> None:
+        """Stop accepting and close every connection."""
+        if self._closed:
+            return
+        self._closed = True
+        self.reactor.unregister(self._fd)
+        self._sock.close()
+        for connection in tuple(self.connections):
+            connection.close()
+
+    def _on_readable(self) -> None:
+        for _ in range(CONNECTIONS_MAX):
+            try:
+                sock, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    continue
+                log.error("no status connection can be accepted for now", reason=error.strerror)
+                self.reactor.pause_read(self._fd, True)
+                self.reactor.wheel.add(self.reactor.now + BACK_OFF_SECONDS, self._go_on)
+                return
+            if len(self.connections) >= CONNECTIONS_MAX:
+                sock.close()
+                continue
+            sock.setblocking(False)
+            self.connections.add(HttpConnection(self, sock))
+
+    def _go_on(self, _now: float) -> None:
+        if not self._closed:
+            self.reactor.pause_read(self._fd, False)
+
+
+class HttpConnection:
+    """One connection: READING the head, then ANSWERING, then LEAVING until the peer closes."""
+
+    def __init__(self, listener: HttpListener, sock: socket.socket) -> None:
+        self._listener = listener
+        self._reactor = listener.reactor
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._parser = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._received = 0
+        self._complete = False
+        self._answered = False
+        self._unsent = b""
+        self._closed = False
+        self._reactor.register(self._fd, self._on_readable, self._on_writable, self._on_error)
+        self._reactor.wheel.add(self._reactor.touch() + listener.head_seconds, self._on_head_deadline)
+
+    # --- called by the parser -------------------------------------------------------------------------------------
+
+    def on_url(self, url: bytes) -> None:
+        """Collect the target."""
+        self._url += url
+
+    def on_headers_complete(self) -> None:
+        """Note that enough is known to answer; a body is not wanted."""
+        self._complete = True
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._sock.recv(16384)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.close()
+            return
+        if not data:
+            self.close()
+            return
+        if self._answered:
+            return  # a body, or more requests: thrown away until the peer goes or the time is over
+        self._received += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserCallbackError):
+            self._answer(_text(HTTPStatus.BAD_REQUEST, "not an HTTP/1 request"))
+            return
+        if self._complete:
+            self._answer(self._ask())
+        elif self._received > HEAD_BYTES_MAX:
+            self._answer(
+                _text(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {HEAD_BYTES_MAX} bytes of head")
+            )
+
+    def _ask(self) -> HttpAnswer:
+        if self._received > HEAD_BYTES_MAX + 16384:
+            return _text(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {HEAD_BYTES_MAX} bytes of head"
+            )
+        if self._parser.get_method() not in (b"GET", b"HEAD"):
+            return _text(HTTPStatus.METHOD_NOT_ALLOWED, "GET and HEAD only")
+        try:
+            url = httptools.parse_url(self._url)
+            path = (url.path or b"/").decode("ascii")
+            query = parse_qs((url.query or b"").decode("ascii"), max_num_fields=100)
+        except (httptools.HttpParserError, ValueError):
+            return _text(HTTPStatus.BAD_REQUEST, "not a valid target")
+        try:
+            return self._listener.handle(HttpRequest(path, query))
+        except Exception as error:
+            log.exception("a status request failed", path=path)
+            return _text(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}")
+
+    def _answer(self, answer: HttpAnswer) -> None:
+        self._answered = True
+        head = (
+            f"HTTP/1.1 {answer.status} {_phrase(answer.status)}\r\n"
+            f"Content-Type: {answer.content_type}\r\nContent-Length: {len(answer.body)}\r\n"
+            "Cache-Control: no-store\r\nConnection: close\r\n"
+            f"{'Allow: GET, HEAD' + chr(13) + chr(10) if answer.status == 405 else ''}\r\n"
+        ).encode("ascii")
+        is_head = self._complete and self._parser.get_method() == b"HEAD"
+        self._unsent = head if is_head else head + answer.body
+        self._reactor.wheel.add(self._reactor.touch() + ANSWER_SECONDS, lambda _now: self.close())
+        self._on_writable()
+
+    def _on_writable(self) -> None:
+        try:
+            sent = self._sock.send(self._unsent) if self._unsent else 0
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self.close()
+            return
+        self._unsent = self._unsent[sent:]
+        self._reactor.want_write(self._fd, bool(self._unsent))
+        if not self._unsent:
+            try:
+                # The peer reads to the end and closes; closing first could take the answer back (a reset).
+                self._sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                self.close()
+
+    def _on_head_deadline(self, _now: float) -> None:
+        if not self._answered and not self._closed:
+            self._answer(_text(HTTPStatus.REQUEST_TIMEOUT, "no complete request in time"))
+
+    def _on_error(self, _error: BaseException) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection now."""
+        if not self._closed:
+            self._closed = True
+            self._reactor.unregister(self._fd)
+            self._sock.close()
+            self._listener.connections.discard(self)
+
+
+def _text(status: HTTPStatus, text: str) -> HttpAnswer:
+    return HttpAnswer(int(status), f"{text}\n".encode(), "text/plain; charset=utf-8")
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unavailable"

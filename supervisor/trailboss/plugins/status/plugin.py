@@ -1,0 +1,211 @@
+"""The plugin `status`: RoadRunner's paths, JSON and codes over HTTP, and status.Status and Ready over RPC, but honest.
+
+/health: does everything live, /ready: may traffic come, /jobs: the queues, /state: `trailboss.State`. The port opens
+first and closes last, so a probe always meets somebody: while the server starts it is told what is waited for, while it
+stops /health stays 200 (the process must not be killed for stopping) and /ready says no.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import trio
+
+from trailboss.config.schema import StatusConfig
+from trailboss.config.values import parse_address
+from trailboss.container.contract import (
+    Access,
+    Caller,
+    Layer,
+    Plugin,
+    PluginState,
+    RpcMethod,
+    RpcRefused,
+    Services,
+    WholePhase,
+)
+from trailboss.container.inspect import JobsInspector
+from trailboss.container.state import ServerState
+from trailboss.log import logger
+from trailboss.messages.status_pb2 import Request, Response
+from trailboss.plugins.status.checks import Check, PoolFigures, StatusRow, overall_code, row_of, rows
+from trailboss.plugins.status.http import HttpAnswer, HttpListener, HttpRequest, bind_status
+from trailboss.reactor import Reactor
+from trailboss.workers.pool import PoolSet
+
+__all__ = ["StatusPlugin"]
+
+log = logger("status")
+
+DEFAULT_UNAVAILABLE_CODE = 503
+
+
+class StatusPlugin(Plugin):
+    """Health and readiness. Without a configuration section there is no HTTP port, the RPC methods answer all the same."""
+
+    name = "status"
+    layer = Layer.TELEMETRY
+
+    def __init__(self, config: StatusConfig | None = None) -> None:
+        self._config = config
+        self._services: Services | None = None
+        self._address = ""
+
+    @property
+    def address(self) -> str:
+        """host:port where the HTTP port is bound; "" where there is none."""
+        return self._address
+
+    async def run(
+        self,
+        services: Services,
+        stopping: trio.Event,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Bind the HTTP port, answer until `stopping`. Raises OSError with key, value and remedy if it cannot bind.
+
+        On cancellation: connections are closed at once.
+        """
+        self._services = services
+        if self._config is None:
+            task_status.started()
+            await stopping.wait()
+            return
+        _, host, port = parse_address(self._config.address)
+        sock = bind_status(host, port, f"status.address: {self._config.address}")
+        bound_host, bound_port = sock.getsockname()[:2]
+        self._address = f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
+        listener = HttpListener(sock, services.get(Reactor), self._handle, self._config.check_timeout)
+        try:
+            log.info("status port bound", address=self._address)
+            task_status.started()
+            await stopping.wait()
+        finally:
+            listener.close()
+
+    def state_detail(self) -> Mapping[str, object]:
+        """Say where the port is."""
+        return {"address": self._address} if self._address else {}
+
+    # --- RPC ------------------------------------------------------------------------------------------------------
+
+    def rpc_methods(self) -> Sequence[RpcMethod]:
+        """Return the methods of the service `status`."""
+        always = Access.ALWAYS
+        return (
+            RpcMethod(
+                "status.Status", self._rpc_status, always, Request, Response, doc="health of one plugin"
+            ),
+            RpcMethod(
+                "status.Ready", self._rpc_ready, always, Request, Response, doc="readiness of one plugin"
+            ),
+        )
+
+    def _rpc_status(self, request: Request, _caller: Caller) -> Response:
+        return self._rpc_answer(request, Check.HEALTH)
+
+    def _rpc_ready(self, request: Request, _caller: Caller) -> Response:
+        return self._rpc_answer(request, Check.READY)
+
+    def _rpc_answer(self, request: Request, check: Check) -> Response:
+        row = row_of(request.plugin, check, self._plugins(), self._pools(), self._unavailable_code)
+        if row is None:
+            raise RpcRefused(f"no such plugin: {request.plugin}")
+        return Response(code=row.status_code, message=row.error_message)
+
+    # --- HTTP -----------------------------------------------------------------------------------------------------
+
+    def _handle(self, request: HttpRequest) -> HttpAnswer:
+        names = request.query.get("plugin", [])
+        if request.path == "/health":
+            return self._health(names)
+        if request.path == "/ready":
+            return self._ready(names)
+        if request.path == "/jobs":
+            return self._jobs()
+        if request.path == "/state":
+            return _json(200, self._state().as_dict())
+        return _json(
+            404, {"error": f"no such path: {request.path}", "paths": ["/health", "/ready", "/jobs", "/state"]}
+        )
+
+    def _health(self, names: Sequence[str]) -> HttpAnswer:
+        if self._is_stopping():
+            return HttpAnswer(200, b"service is shutting down", "text/plain; charset=utf-8")
+        found = rows(names, Check.HEALTH, self._plugins(), self._pools(), self._unavailable_code)
+        return self._rows_answer(found)
+
+    def _ready(self, names: Sequence[str]) -> HttpAnswer:
+        if self._is_stopping():
+            return HttpAnswer(
+                self._unavailable_code, b"service is shutting down", "text/plain; charset=utf-8"
+            )
+        found = rows(names, Check.READY, self._plugins(), self._pools(), self._unavailable_code)
+        state = self._state()
+        if not names and not state.fully_ready:
+            waits = ", ".join(state.waiting_for())
+            text = f"phase={state.whole.value}" + (f"; waiting for {waits}" if waits else "")
+            found.append(StatusRow("trailboss", text, self._unavailable_code))
+        return self._rows_answer(found)
+
+    def _rows_answer(self, found: Sequence[StatusRow]) -> HttpAnswer:
+        return _json(overall_code(found, self._unavailable_code), [row.as_dict() for row in found])
+
+    def _jobs(self) -> HttpAnswer:
+        if self._is_stopping():
+            return HttpAnswer(
+                self._unavailable_code, b"service is shutting down", "text/plain; charset=utf-8"
+            )
+        inspector = self._known_services().find(JobsInspector)  # type: ignore[type-abstract]
+        if inspector is None:
+            return HttpAnswer(self._unavailable_code, b"jobs plugin not found", "text/plain; charset=utf-8")
+        return _json(200, [_jobs_row(row) for row in inspector.job_states()])
+
+    # --- what is known --------------------------------------------------------------------------------------------
+
+    @property
+    def _unavailable_code(self) -> int:
+        return DEFAULT_UNAVAILABLE_CODE if self._config is None else self._config.unavailable_status_code
+
+    def _is_stopping(self) -> bool:
+        return self._state().whole in (WholePhase.DRAINING, WholePhase.STOPPED)
+
+    def _plugins(self) -> dict[str, PluginState]:
+        return {plugin.name: plugin for plugin in self._state().plugins()}
+
+    def _pools(self) -> dict[str, PoolFigures]:
+        pools = self._known_services().find(PoolSet)
+        return {
+            pool.name: PoolFigures(
+                pool.name,
+                pool.phase.value,
+                pool.ready_workers,
+                pool.quorum,
+                pool.at_quorum,
+                pool.config.debug,
+            )
+            for pool in pools or ()
+        }
+
+    def _state(self) -> ServerState:
+        return self._known_services().get(ServerState)
+
+    def _known_services(self) -> Services:
+        if self._services is None:
+            raise RpcRefused("service not ready: phase=starting")
+        return self._services
+
+
+def _json(status: int, value: object) -> HttpAnswer:
+    return HttpAnswer(
+        status,
+        json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "replace"),
+    )
+
+
+_JOBS_KEYS = {"ErrorMessage": "error_message"}
+
+
+def _jobs_row(row: Mapping[str, object]) -> dict[str, object]:
+    return {_JOBS_KEYS.get(key, key.lower()): value for key, value in row.items()}
