@@ -337,6 +337,29 @@ def test_repeating_has_an_end(start_server):
     assert time.monotonic() - started < 2
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "phase=draining; the server is stopping",
+        "phase=booting pools; informer.X would wait for the pool jobs, which waits for this very caller (pid 5)",
+    ],
+)
+def test_what_waiting_cannot_help_is_not_repeated(start_server, reason):
+    """A server that is stopping, or that waits for the caller itself, is asked once."""
+    server = start_server(failing(f"service not ready: {reason}"))
+    with RPC(server.address) as rpc, pytest.raises(NotReadyError):
+        rpc.call("jobs.List", None, retry_until=5)
+    assert len(server.requests) == 1
+
+
+def test_a_start_without_details_is_repeated(start_server):
+    """Only a reason that stays ends the repeating."""
+    server = start_server(failing("service not ready: phase=starting"))
+    with RPC(server.address) as rpc, pytest.raises(NotReadyError):
+        rpc.call("jobs.List", None, retry_until=0.1)
+    assert len(server.requests) > 1
+
+
 def test_other_errors_are_not_repeated(start_server):
     """A call that had an effect, or may have, is made once."""
     server = start_server(failing("no such pipeline"))

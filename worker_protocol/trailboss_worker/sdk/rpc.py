@@ -5,7 +5,8 @@ gets the answer to its own call, matched by sequence number (wire protocol 4). T
 first call, kept, and made anew after it was lost; a forked child makes its own.
 
 A server that is still starting answers `service not ready`, and a call that was answered so has had no effect.
-So such calls, and only such, may be repeated blindly: `retry_until` says for how many seconds.
+So such calls, and only such, may be repeated blindly: `retry_until` says for how many seconds. They are not
+where waiting cannot help, because the server is stopping or waits for this very process.
 """
 
 from __future__ import annotations
@@ -139,9 +140,9 @@ class RPC:
         while True:
             try:
                 return self._call_once(method, argument, flags, timeout_seconds)
-            except NotReadyError:
+            except NotReadyError as error:
                 delay = retry_delay_seconds(attempt, os.urandom(1)[0] / 255)
-                if time.monotonic() + delay > give_up_at:
+                if not error.may_pass or time.monotonic() + delay > give_up_at:
                     raise
             attempt += 1
             time.sleep(delay)

@@ -30,7 +30,8 @@ class NotReadyError(ServiceError):
     """The server is still starting (or already draining); the call has had no effect and may be repeated.
 
     `phase` is that of the whole server; `waiting_for` maps each plugin waited for to the seconds it has
-    been waited for, `plugin_phases` to its phase. Empty where the text does not say.
+    been waited for, `plugin_phases` to its phase. Empty where the text does not say. `may_pass` is False
+    where the server gives a reason that waiting does not remove: it is stopping, or waits for this caller.
     """
 
     def __init__(self, method: str, text: str) -> None:
@@ -38,6 +39,7 @@ class NotReadyError(ServiceError):
         self.phase, waits = parse_not_ready(text)
         self.waiting_for = {wait.plugin: wait.seconds for wait in waits}
         self.plugin_phases = {wait.plugin: wait.phase for wait in waits}
+        self.may_pass = bool(waits) or ";" not in text
 
 
 class RefusedError(ServiceError):
