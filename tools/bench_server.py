@@ -286,7 +286,7 @@ def bench_replacement(command: list[str], name: str, kills: int) -> None:
 
 def own_boot(command: list[str]) -> float:
     """The worker's own boot in milliseconds, spawn to hello, without a supervisor."""
-    from trailboss_worker.protocol.control import encode_pid  # noqa: PLC0415 - only here
+    from trailboss_worker.protocol.control import encode_pid
 
     times = []
     for _ in range(15):

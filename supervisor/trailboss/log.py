@@ -7,10 +7,20 @@ event text plus key/value pairs, never an f-string, so that records stay one lin
 
 from __future__ import annotations
 
+import sys
 from typing import cast
 
-import structlog
-from structlog.typing import FilteringBoundLogger
+# structlog imports rich where it can, to prettify tracebacks that no renderer of ours shows that way: 20 ms and
+# several MB at every start. A None here makes that import fail, which structlog provides for.
+_rich = sys.modules.get("rich")
+if _rich is None:
+    sys.modules["rich"] = None  # type: ignore[assignment]
+try:
+    import structlog
+    from structlog.typing import FilteringBoundLogger
+finally:
+    if _rich is None:
+        del sys.modules["rich"]
 
 __all__ = ["FilteringBoundLogger", "logger"]
 
