@@ -31,6 +31,7 @@ __all__ = ["Findings", "convert_section", "expand_dotted_keys", "field_types", "
 T = TypeVar("T")
 
 PROBLEMS_MAX: Final = 100
+LIST_MEMBERS_MAX: Final = 10_000
 _TRUE: Final = frozenset(("true", "t", "yes", "y", "on", "1"))
 _FALSE: Final = frozenset(("false", "f", "no", "n", "off", "0"))
 _PLAIN_WORD: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}")
@@ -221,12 +222,13 @@ def expand_dotted_keys(node: Node, hint: object, findings: Findings, name: str =
     if not isinstance(node.value, dict) or (section is None and section_type(inner) is None):
         return
     children = node.value
-    for written in [key for key in children if "." in key]:
-        child = children.pop(written)
-        if not _put_dotted(children, written.split("."), child):
-            dotted = join(name, written) if _KEY_WORD.fullmatch(written) else name
+    dotted = [(written, children.pop(written)) for written in list(children) if "." in written]
+    spellings: dict[int, dict[str, str]] = {}
+    for written, child in dotted:
+        if not _put_dotted(children, written.split("."), child, spellings):
+            shown = join(name, written) if _KEY_WORD.fullmatch(written) else name
             findings.add(
-                child.problem(dotted, "the key is given twice, or is no dotted name", "keep one of the two")
+                child.problem(shown, "the key is given twice, or is no dotted name", "keep one of the two")
             )
     hints = field_types(section) if section else {}
     for written, child in children.items():
@@ -235,22 +237,31 @@ def expand_dotted_keys(node: Node, hint: object, findings: Findings, name: str =
             expand_dotted_keys(child, hints[known] if section else inner, findings, join(name, known))
 
 
-def _put_dotted(children: dict[str, Node], parts: list[str], child: Node) -> bool:
-    """Put `child` at the path `parts`; False where the place is taken or a part is empty."""
+def _put_dotted(
+    children: dict[str, Node], parts: list[str], child: Node, spellings: dict[int, dict[str, str]]
+) -> bool:
+    """Put `child` at the path `parts`; False where the place is taken or a part is empty.
+
+    `spellings` remembers the keys of each section in lower case, so that many dotted keys take linear time.
+    """
     if len(parts) > 16 or not all(parts):
         return False
     for part in parts[:-1]:
-        known = find(children, part)
-        section = children[known] if known else Node({}, "", child.file, child.line)
-        if known is None:
-            children[part] = section
+        known = _spelling(children, part, spellings)
+        section = children.setdefault(known, Node({}, "", child.file, child.line))
         if not isinstance(section.value, dict):
             return False
         children = section.value
-    if find(children, parts[-1]) is not None:
-        return False
-    children[parts[-1]] = child
-    return True
+    known = _spelling(children, parts[-1], spellings)
+    return children.setdefault(known, child) is child
+
+
+def _spelling(children: dict[str, Node], part: str, spellings: dict[int, dict[str, str]]) -> str:
+    """Return how the key `part` is spelled in `children`, which is `part` itself where it is new."""
+    known = spellings.get(id(children))
+    if known is None:
+        known = spellings[id(children)] = {key.lower(): key for key in children}
+    return known.setdefault(part.lower(), part)
 
 
 def convert(
@@ -473,6 +484,8 @@ def _read_list(
     else:
         texts = (part.strip() for part in node.text.split(","))
         children = [dataclasses.replace(node, value=text, text=text) for text in texts if text]
+    if len(children) > LIST_MEMBERS_MAX:
+        raise _Wrong(f"a list of more than {LIST_MEMBERS_MAX} members", "make it shorter")
     values: list[object] = []
     for index, child in enumerate(children):
         if child.value is None:
@@ -495,6 +508,7 @@ def _read_mapping(
     inner = entry_type(hint)
     holds_sections = section_type(inner) is not None
     values: dict[str, object] = {}
+    lowered: set[str] = set()
     for written, child in node.value.items():
         shown = written if _KEY_WORD.fullmatch(written) else "(a name)"
         if holds_sections and shown != written:
@@ -502,13 +516,14 @@ def _read_mapping(
                 child.problem(name, "a name with characters that no name has", "use letters, digits, - and _")
             )
             continue
-        if find_key(values, written) is not None:
+        if written.lower() in lowered:
             findings.add(
                 child.problem(
                     join(name, shown), "the name is given twice, but for case", "rename one of the two"
                 )
             )
             continue
+        lowered.add(written.lower())
         if child.value is None and holds_sections:
             child = dataclasses.replace(child, value={})
         value = convert(inner, child, join(name, shown), item, findings)

@@ -29,9 +29,9 @@ _SECRET_PARTS: Final = (
     "dsn",
 )
 _HARMLESS: Final = frozenset(("routing_key",))
-_USERINFO: Final = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/@]*(?:[^\s/]*)@")
+_USERINFO: Final = re.compile(r"(?<=://)\S{0,256}@")
 _ARGUMENT: Final = re.compile(
-    r"((?:password|passwd|secret|token|api[_-]?key|key|credentials?|dsn)\s*[=:]\s*)\S+", re.IGNORECASE
+    r"((?:password|passwd|secret|token|api[_-]?key|key|credentials?|dsn)\s{0,8}[=:]\s{0,8})\S+", re.IGNORECASE
 )
 
 
@@ -64,5 +64,5 @@ def _shown(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_shown(item) for item in value]
     if isinstance(value, str):
-        return _ARGUMENT.sub(rf"\1{HIDDEN}", _USERINFO.sub(rf"\1{HIDDEN}@", value))
+        return _ARGUMENT.sub(rf"\1{HIDDEN}", _USERINFO.sub(f"{HIDDEN}@", value))
     return value

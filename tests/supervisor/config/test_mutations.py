@@ -131,3 +131,49 @@ def test_damaged_json_never_surprises(folder: Folder) -> None:
         except ConfigError as error:
             problems = str(error)
         assert SECRET not in problems, f"seed {seed}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"k{n}: {{}}\n" for n in range(90_000)),
+        "server: {command: [a]}\njobs:\n  pipelines:\n"
+        + "".join(f"    k{n}: {{driver: memory}}\n" for n in range(20_000)),
+        "server:\n  command: [a]\n  env:\n" + "".join(f"    k{n}: v\n" for n in range(90_000)),
+        "".join(f"a{n}.b.c: 1\n" for n in range(30_000)),
+        "".join(f"rpc.b{n}: 1\n" for n in range(30_000)),
+        "logs: {output: '" + "a," * 1_000_000 + "'}",
+        "server: {command: [a], env: {X: '" + "$" * 4_000_000 + "'}}",
+        "rpc: {ready_timeout: '" + "1s" * 2_000_000 + "'}",
+        "server: {command: '\"" + "a " * 2_000_000 + "b'}",
+        "a" * 8_000_000,
+        "- " * 1_000_000,
+        "#" * 8_000_000,
+    ],
+    ids=[
+        "sections",
+        "pipelines",
+        "variables",
+        "dotted",
+        "deep",
+        "list",
+        "dollars",
+        "duration",
+        "words",
+        "text",
+        "dashes",
+        "comment",
+    ],
+)
+def test_large_configurations_take_linear_time(folder: Folder, text: str) -> None:
+    """Much of one thing, up to the limit of 8 MiB, is loaded or refused in seconds."""
+    path = folder.write('version: "3"\n' + text, "c.yaml")
+    started = time.monotonic()
+    problems = 0
+    try:
+        load(LoadRequest(path=str(path), environ={}))
+    except ConfigError as error:
+        problems = len(error.problems)
+
+    assert problems <= 101
+    assert time.monotonic() - started < 4.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,7 +108,7 @@ def test_secrets_are_hidden() -> None:
                     "APP_KEY": "hunter2",
                     "DATABASE_URL": "pgsql://user:hunter2@db/x",
                     "REDIS": "redis://:hunter2@db",
-                    "ODD": "amqp://u:hun/ter2@h",
+                    "ODD": "amqp://u:hunter2/@hunter2@h",
                     "DB_PASS": "hunter2",
                     "jwtSecret": "hunter2",
                     "MONKEY": "banana",
@@ -126,3 +128,19 @@ def test_secrets_are_hidden() -> None:
     assert "emails" in str(hidden)
     assert "pgsql://***@db/x" in str(hidden)
     assert "c:4317" in str(hidden)
+
+
+def test_hiding_secrets_takes_linear_time() -> None:
+    """Texts made to send a careless pattern back and forth are done quickly."""
+    started = time.monotonic()
+    redacted(
+        {
+            "a": "a" * 1_000_000,
+            "b": "a://" * 50_000,
+            "c": "key" * 100_000,
+            "d": "key" + " " * 500_000,
+            "e": "x@" * 50_000,
+        }
+    )
+
+    assert time.monotonic() - started < 2.0
