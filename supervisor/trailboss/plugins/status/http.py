@@ -148,6 +148,7 @@ class HttpConnection:
         self._fd = sock.fileno()
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
+        self._method = b""
         self._received = 0
         self._complete = False
         self._answered = False
@@ -159,12 +160,15 @@ class HttpConnection:
     # --- called by the parser -------------------------------------------------------------------------------------
 
     def on_url(self, url: bytes) -> None:
-        """Collect the target."""
-        self._url += url
+        """Collect the target; those of further requests in the same bytes are nobody's."""
+        if not self._complete:
+            self._url += url
 
     def on_headers_complete(self) -> None:
         """Note that enough is known to answer; a body is not wanted."""
-        self._complete = True
+        if not self._complete:
+            self._complete = True
+            self._method = self._parser.get_method()
 
     # --- events ---------------------------------------------------------------------------------------------------
 
@@ -199,7 +203,7 @@ class HttpConnection:
             return _text(
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {HEAD_BYTES_MAX} bytes of head"
             )
-        if self._parser.get_method() not in (b"GET", b"HEAD"):
+        if self._method not in (b"GET", b"HEAD"):
             return _text(HTTPStatus.METHOD_NOT_ALLOWED, "GET and HEAD only")
         try:
             url = httptools.parse_url(self._url)
@@ -221,8 +225,7 @@ class HttpConnection:
             "Cache-Control: no-store\r\nConnection: close\r\n"
             f"{'Allow: GET, HEAD' + chr(13) + chr(10) if answer.status == 405 else ''}\r\n"
         ).encode("ascii")
-        is_head = self._complete and self._parser.get_method() == b"HEAD"
-        self._unsent = head if is_head else head + answer.body
+        self._unsent = head if self._method == b"HEAD" else head + answer.body
         self._reactor.wheel.add(self._reactor.touch() + ANSWER_SECONDS, lambda _now: self.close())
         self._on_writable()
 
