@@ -372,6 +372,13 @@ def check_start_order(life: Life, world: World) -> None:
             before = set(world.events[:place])
             needed = case.requires | (frozenset() if case.layer is Layer.TELEMETRY else {"rpc"})
             assert all(("ready", name) in before for name in needed)
+    lines = [line["event"] for line in world.logs]
+    assert "plugin starting" not in lines[lines.index("server stopping") :]
+    if world.count("run", "rpc"):
+        before = set(world.events[: world.events.index(("run", "rpc"))])
+        telemetry = [case for case in life.cases if case.layer is Layer.TELEMETRY and not case.optional]
+        assert all(("ready", case.name) in before for case in telemetry)
+    for case in life.cases:
         for what in ("open", "close", "drain"):
             assert world.count(what, case.name) <= 1
         if world.count("open", case.name):
@@ -425,14 +432,12 @@ def check_first_error(life: Life, world: World) -> None:
         if any(plugin.phase is Phase.FAILED and not plugin.optional for plugin in view.plugins)
     )
     assert first <= min(world.stop_asked, world.hurried)
-    at_first = {
-        plugin.name
-        for time, view in world.views
-        if time == first
-        for plugin in view.plugins
-        if plugin.phase is Phase.FAILED and not plugin.optional
-    }
-    assert world.error.name in at_first
+    at_first = next(
+        failed
+        for _, view in world.views
+        if (failed := [one.name for one in view.plugins if one.phase is Phase.FAILED and not one.optional])
+    )
+    assert at_first == [world.error.name]
     assert WholePhase.READY not in {view.whole for _, view in world.views}
     faulty = {case.name for case in life.cases if case.fault is not Fault.NONE}
     faulty |= {case.name for case in life.cases if case.pool not in (PoolFault.NO_POOL, PoolFault.NONE)}

@@ -131,11 +131,11 @@ class Plugin:
         return Health(ok=True)
 
     def rpc_methods(self) -> Sequence[RpcMethod]:
-        """RPC methods of this plugin; asked once, before anything starts."""
+        """RPC methods of this plugin; asked before anything starts, and always answered the same."""
         return ()
 
     def pools(self) -> Sequence[PoolSpec]:
-        """Worker pools this plugin needs; asked once, before anything starts; booted in step 6."""
+        """Worker pools this plugin needs; asked before anything starts, and always answered the same; booted in step 6."""
         return ()
 
     def attach_pool(self, pool: Pool) -> None:

@@ -2,7 +2,7 @@
 
 A distribution names in the group ``trailboss.plugins`` a callable that takes the loaded configuration and returns a
 Plugin, or None where the configuration does not ask for it; the entry point's name is the plugin's name. What goes wrong
-on the way (import, call, wrong type or name) is one sentence that names plugin, distribution and cause. It ends the
+on the way (import, call, wrong type or name, methods and pools that cannot be asked for) is one sentence that names plugin, distribution and cause. It ends the
 start before anything runs, unless `plugins.<name>.optional` is set: then a :class:`BrokenPlugin` takes its place, which
 fails when it is started, so that the reason shows wherever plugins show.
 """
@@ -92,6 +92,8 @@ def _load_one(entry_point: metadata.EntryPoint, config: Config) -> Plugin | None
         raise ValueError(
             f"returned a plugin named {plugin.name!r}; the entry point and the plugin must have one name"
         )
+    # What everybody will ask of it before the start is asked here first, where an error has a name to it.
+    tuple(plugin.rpc_methods()), tuple(plugin.pools())
     return plugin
 
 

@@ -26,7 +26,7 @@ from trailboss.container.deadlines import StopBudget
 from trailboss.container.lifecycle import Event, event_of_exit
 from trailboss.container.order import Node, Stage, resolve, stop_sequence
 from trailboss.container.state import ServerState
-from trailboss.container.tasks import OwnedTask, OwnedTasks, describe_error, open_tasks
+from trailboss.container.tasks import OwnedTask, OwnedTasks, describe_error, is_own_error, open_tasks
 from trailboss.log import logger
 
 if TYPE_CHECKING:
@@ -467,7 +467,11 @@ class Container:
         if not self._ending.is_set():
             what = "ended" if handle.ready.is_set() else "did not start"
             reason = describe_error(task.error) if task.error is not None else "it returned unasked"
-            self._plugin_failed(handle.owner, f"worker pool {name} {what}: {reason}", task.error)
+            if task.error is None or not is_own_error(
+                task.error
+            ):  # our own texts say what happened to which pool
+                reason = f"worker pool {name} {what}: {reason}"
+            self._plugin_failed(handle.owner, reason, task.error)
         elif task.error is not None:
             log.error(
                 "pool failed while it stopped, the walk goes on",
@@ -490,8 +494,9 @@ class Container:
 
     async def _walk_back(self) -> None:
         began = trio.current_time()
-        budget = StopBudget.begin(began, self._grace_period_seconds, self._drain_timeout_seconds)
-        self._tasks.budget = budget
+        budget = self._tasks.keep_to(
+            StopBudget.begin(began, self._grace_period_seconds, self._drain_timeout_seconds)
+        )
         self._record_stop()
         await self._tasks.cut(self._steps, budget.interrupt_until(began))
         await self._close_intake(budget)

@@ -18,7 +18,7 @@ from trailboss.container.contract import PluginFailed
 from trailboss.container.deadlines import StopBudget
 from trailboss.log import logger
 
-__all__ = ["OwnedTask", "OwnedTasks", "describe_error", "open_tasks"]
+__all__ = ["OwnedTask", "OwnedTasks", "describe_error", "is_own_error", "open_tasks"]
 
 log = logger("container")
 
@@ -47,14 +47,19 @@ class OwnedTasks:
         self._nursery = nursery
         self._running: set[OwnedTask] = set()
         self._waits: set[trio.CancelScope] = set()
+        self._axe_waits: set[trio.CancelScope] = set()
         self._hurried = False
-        #: The budget of the stop, once there is one; cleaning up takes its share of it.
-        self.budget: StopBudget | None = None
+        self._budget: StopBudget | None = None
 
     @property
     def abandoned(self) -> tuple[str, ...]:
         """Titles of the tasks that were given up and still run."""
         return tuple(sorted(task.title for task in self._running if task.abandoned))
+
+    def keep_to(self, budget: StopBudget) -> StopBudget:
+        """Take the budget of the stop, of which cleaning up gets its share; returns it, hurried if everybody is."""
+        self._budget = budget.hurried(trio.current_time()) if self._hurried else budget
+        return self._budget
 
     def spawn(
         self,
@@ -103,16 +108,24 @@ class OwnedTasks:
         """Make every deadline now, of waits under way as well as of those to come."""
         self._hurried = True
         now = trio.current_time()
-        if self.budget is not None:
-            self.budget = self.budget.hurried(now)
+        if self._budget is not None:
+            self._budget = self._budget.hurried(now)
+            for scope in self._axe_waits:  # the share was one of a longer time
+                scope.deadline = min(scope.deadline, self._axe_until(now))
         for scope in self._waits:
             scope.deadline = min(scope.deadline, now)
 
+    def _axe_until(self, now: float) -> float:
+        return now if self._budget is None else self._budget.axe_until(now, len(self._running))
+
     async def _cleaned_up(self, tasks: list[OwnedTask]) -> None:
         for task in tasks:
-            if self.budget is not None:
-                with trio.move_on_at(self.budget.axe_until(trio.current_time(), len(self._running))):
+            with trio.move_on_at(self._axe_until(trio.current_time())) as scope:
+                self._axe_waits.add(scope)
+                try:
                     await task.done.wait()
+                finally:
+                    self._axe_waits.discard(scope)
             if not task.done.is_set():
                 task.abandoned = True
                 log.error(
@@ -162,6 +175,11 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         return "; ".join(dict.fromkeys(describe_error(part) for part in error.exceptions))
     text = str(error)
-    if text and type(error).__module__.partition(".")[0] == "trailboss":
+    if text and is_own_error(error):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def is_own_error(error: BaseException) -> bool:
+    """Say whether the error is one of Trailboss's own, whose text is a sentence for people."""
+    return type(error).__module__.partition(".")[0] == "trailboss"

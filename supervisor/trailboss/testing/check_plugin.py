@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["InjectedCrash", "check_plugin"]
 
 
+_CRASH = "crash injected by check_plugin"
+
+
 class InjectedCrash(Exception):
     """The error that the battery makes a plugin die of."""
 
@@ -140,7 +143,7 @@ async def _check_crash_before_ready(
     container = _container(plugin, beside)
     error = await _failed_start(container, plugin)
     assert error.name == plugin.name, f"{plugin.name} crashed, {error.name} was reported"
-    assert "InjectedCrash" in error.reason, f"{plugin.name}: the reason was lost: {error.reason!r}"
+    assert _CRASH in error.reason, f"{plugin.name}: the reason was lost: {error.reason!r}"
     assert container.abandoned == (), f"{plugin.name}: still running: {container.abandoned}"
 
 
@@ -156,7 +159,7 @@ async def _check_crash_after_ready(
             while container.state.phase_of(plugin.name) is not Phase.FAILED:
                 await container.state.wait_change()
         state = _row(container, plugin)
-        assert "InjectedCrash" in state.reason, f"{plugin.name}: the reason was lost: {state.reason!r}"
+        assert _CRASH in state.reason, f"{plugin.name}: the reason was lost: {state.reason!r}"
         others = [other for other in container.state.plugins() if other.name != plugin.name]
         ill = [other.name for other in others if other.phase is not Phase.HEALTHY]
         assert ill == [], f"{plugin.name} took others down: {ill}"
@@ -280,7 +283,7 @@ class _Wrapped(Plugin):
 
     async def _crash_when_told(self) -> None:
         await self.crash.wait()
-        raise InjectedCrash("injected by check_plugin")
+        raise InjectedCrash(_CRASH)
 
     def health(self) -> Health:
         return self.inner.health()

@@ -72,7 +72,9 @@ async def lived(
 ) -> AsyncIterator[None]:
     """Let a container live: ready inside the block, stopped behind it. Raises what :func:`run_container` raises."""
     stop, ready, over = trio.Event(), Ready(), trio.Event()
-    failures: list[Exception] = []
+    failures: list[
+        Exception
+    ] = []  # of the container or of the block; raised bare, which a nursery would not do
 
     async def live() -> None:
         try:
@@ -90,6 +92,8 @@ async def lived(
         if not failures:
             try:
                 yield
+            except Exception as error:
+                failures.append(error)
             finally:
                 stop.set()
                 # Shielded so that a test which fails its own deadline still stops in order; bounded by the grace period.

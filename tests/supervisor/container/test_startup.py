@@ -210,6 +210,21 @@ async def test_hang_in_start_meets_the_start_timeout(autojump_clock: trio.testin
     assert journal == ["start stuck", "down stuck"]
 
 
+async def test_hanging_optional_plugin_is_cancelled_at_its_start_timeout(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """An optional plugin that is not ready in time is failed and cancelled, and the start goes on without it."""
+    journal: list[str] = []
+    plugin = Probe("stuck", journal, start_seconds=10_000)
+    plugin.start_timeout_seconds = 4
+
+    async with run_container([plugin, Probe("a", journal)], optional={"stuck"}) as container:
+        seen = rows(container)
+        assert "down stuck" in journal
+
+    assert seen["stuck"] == (Phase.FAILED, "not ready within its start timeout of 4 s")
+
+
 async def test_crash_after_ready_fails_that_plugin_alone(autojump_clock: trio.testing.MockClock) -> None:
     """A plugin that dies when the server is ready is failed with its reason; the others go on, and the state says so."""
     journal: list[str] = []
@@ -391,6 +406,30 @@ async def test_hurry_makes_every_deadline_now(autojump_clock: trio.testing.MockC
 
     assert trio.current_time() - began == 0
     assert journal[-2:] == ["down b", "down a"]
+
+
+async def test_hurry_together_with_stop_leaves_a_second(autojump_clock: trio.testing.MockClock) -> None:
+    """Asked to stop and to hurry at one moment, the walk takes a second at most, whoever ignores the axe."""
+    let_go, stop, hurry = trio.Event(), trio.Event(), trio.Event()
+    shield = [Probe(name, [], on_drain=lambda: shield_until(let_go)) for name in ("a", "b", "c")]
+    container = Container(shield, grace_period_seconds=100)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: container.run(stop, hurry, task_status=task_status))
+        began = trio.current_time()
+        stop.set()
+        hurry.set()
+        with trio.fail_after(50):
+            await container.finished.wait()
+        took = trio.current_time() - began
+        abandoned = container.abandoned
+        let_go.set()
+
+    assert took <= 1
+    assert abandoned in (
+        (),
+        ("a (drain)", "b (drain)", "c (drain)"),
+    )  # cancelled before or behind its first step
 
 
 @pytest.mark.parametrize("when", [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.5])
