@@ -310,10 +310,18 @@ def test_native_encoder_refuses() -> None:
             frames_native.encode_header_native(length, 0, 0, options)
 
 
-@pytest.mark.parametrize(("setting", "name"), [("", "C"), ("1", "python")])
-def test_choice_of_codec(setting: str, name: str) -> None:
-    """The C codec is in use unless the environment asks for plain Python."""
-    program = (
+@pytest.mark.parametrize(
+    ("setting", "preparation", "name"),
+    [
+        ("", "", "C"),
+        ("1", "", "python"),
+        ("", "import sys; sys.modules['trailboss_worker._frame'] = None;", "python"),
+    ],
+    ids=["usual", "asked for", "no C module"],
+)
+def test_choice_of_codec(setting: str, preparation: str, name: str) -> None:
+    """The C codec is in use unless the environment asks for plain Python or the C module cannot be imported."""
+    program = preparation + (
         "from trailboss_worker.protocol import frames; decoder = frames.FrameDecoder();"
         "decoder.feed(frames.encode_frame(b'x')); assert decoder.next_frame().payload == b'x';"
         "print(frames.codec_name(), frames.codec_fallback_reason() is None)"

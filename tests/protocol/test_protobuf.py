@@ -253,6 +253,8 @@ def test_unencodable(value: dict[str, object]) -> None:
         "0c",
         "4b",
         "4b54",
+        "1d0000",
+        "2900000000",
     ],
 )
 def test_malformed(data: str) -> None:
@@ -266,6 +268,15 @@ def test_unknown_fields_are_skipped() -> None:
     unknown = "f80601f10600000000000000fffa0603616263fd0600000000fb0608013bfa0601613cfc060a0161"
 
     assert ODD.decode(bytes.fromhex(unknown + "0805")) == {**ODD.default(), "plain": 5}
+
+
+def test_map_entry_without_value() -> None:
+    """A part that a map entry lacks is empty, for texts and for messages."""
+    assert messages.JOBS_DECLARE_REQUEST.decode(bytes.fromhex("0a030a0161" + "0a03120162"))["pipeline"] == {
+        "a": "",
+        "": "b",
+    }
+    assert messages.HTTP_RESPONSE.decode(bytes.fromhex("12030a0161"))["headers"] == {"a": {"value": []}}
 
 
 def test_limits() -> None:
