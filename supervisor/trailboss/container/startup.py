@@ -161,7 +161,6 @@ class Container:
         self.services.provide(ServerState, self.state)
         #: Set when the walk is over. `run` may still not return: see `abandoned`.
         self.finished = trio.Event()
-        self._abandoned: tuple[str, ...] = ()
         self._pools: list[_PoolHandle] = []
         self._started: list[_Handle] = []  # in the order in which they were started
         self._steps: list[OwnedTask] = []  # what the start itself does: on_init, open

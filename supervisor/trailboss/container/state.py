@@ -74,7 +74,7 @@ class ServerState:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def view(self) -> GateView:
-        """Return what the gate decides from; cheap when everything is settled, since then it is made once a change."""
+        """Return what the gate decides from; cheap where nobody is waited for, since then it is made once a change."""
         if self._settled_view is not None:
             return self._settled_view
         now = self.clock()
@@ -89,9 +89,17 @@ class ServerState:
             booting_pools=self._booting_pools,
             since_seconds=now - self._whole_since,
         )
-        if view.settled:
-            self._settled_view = view
+        if (
+            self.gate_open
+            and not view.booting_pools
+            and not self.on_init_running
+            and not self._anybody_coming()
+        ):
+            self._settled_view = view  # nobody is waited for, so no duration in it will be told
         return view
+
+    def _anybody_coming(self) -> bool:
+        return any(row.phase in (Phase.DECLARED, Phase.STARTING) for row in self._rows.values())
 
     def admit_nowait(
         self,
