@@ -21,6 +21,7 @@ from trailboss.rpc.address import default_socket_path, exported_address
 from trailboss.rpc.listen import BoundSocket, Listener, bind
 from trailboss.rpc.registry import Registry
 from trailboss.rpc.server import RpcLimits, RpcServer
+from trailboss.telemetry import Telemetry
 from trailboss.workers.callers import Callers
 
 __all__ = ["RpcPlugin", "limits_of"]
@@ -117,6 +118,7 @@ class RpcPlugin(Plugin):
             services.get(ServerState),
             nursery,
             services.find(Callers),
+            services.find(Telemetry),
         )
         self._server = server
         server.reactor.touch()

@@ -19,7 +19,9 @@ from trailboss.container.gate import GateView, Pass, Refuse, decide
 from trailboss.log import logger
 from trailboss.reactor import Reactor
 from trailboss.rpc.codec import ARGUMENT_CODEC, ArgumentDecoder, CodecError, argument_decoder, encode_result
+from trailboss.rpc.peers import Peer, TracedPeer
 from trailboss.rpc.registry import Registry, UnknownMethod
+from trailboss.telemetry import Telemetry
 from trailboss.workers.outcome import ExecFailed
 from trailboss_worker.protocol.rpc import RpcRequest
 
@@ -105,38 +107,6 @@ class Entry:
         )
 
 
-class Peer(Protocol):
-    """What the server needs of a connection."""
-
-    caller: Caller
-    closed: bool
-
-    def fresh_caller(self) -> Caller:
-        """Look up again who is calling: a worker may have become ready since it connected."""
-
-    def answer(self, request: RpcRequest, result: bytes) -> None:
-        """Send an answer; does nothing where the client has gone."""
-
-    def answer_error(self, request: RpcRequest, text: str) -> None:
-        """Send an error answer; does nothing where the client has gone."""
-
-    def call_started(self) -> None:
-        """Take note that a call has got a task of its own."""
-
-    def call_ended(self) -> None:
-        """Take note that such a call has ended."""
-
-    @property
-    def has_unsent(self) -> bool:
-        """Whether answers wait for the client to take them."""
-
-    def end_intake(self) -> None:
-        """Read no further calls."""
-
-    def close(self, reason: str) -> None:
-        """End the connection now; `reason` is logged unless it is empty."""
-
-
 class Call:
     """A call that needs a task: what is known of it."""
 
@@ -164,6 +134,7 @@ class RpcServer:
         gate: GateSource,
         nursery: trio.Nursery,
         callers: CallerLookup | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.limits = limits
         self.reactor = reactor
@@ -177,6 +148,7 @@ class RpcServer:
         self._registry = registry
         self._gate = gate
         self._nursery = nursery
+        self._telemetry = telemetry if telemetry is not None else Telemetry()
         self._entries = {method.name: Entry(method, limits.call_timeout_seconds) for method in registry}
         self._moved: trio.Event | None = None
         gate.on_change.append(self._gate_changed)
@@ -198,6 +170,8 @@ class RpcServer:
     def serve(self, peer: Peer, request: RpcRequest) -> None:
         """Answer `request` now, or see to it that it is answered. Never raises an Exception."""
         self.counters.calls += 1
+        if self._telemetry.active:
+            peer = TracedPeer(peer, request, self._telemetry)
         codec = ARGUMENT_CODEC[request.flags]
         entry = self._entries.get(request.method)
         try:

@@ -24,6 +24,7 @@ from trailboss.container.state import ServerState
 from trailboss.reactor import Reactor
 from trailboss.rpc.registry import Registry
 from trailboss.rpc.server import RpcLimits, RpcServer
+from trailboss.telemetry import Span, Telemetry
 from trailboss.workers.outcome import QueueFull
 from trailboss_worker.protocol.frames import JSON
 from trailboss_worker.protocol.rpc import RpcRequest
@@ -108,7 +109,9 @@ def methods(effects: list[str]) -> list[RpcMethod]:
 
 
 @asynccontextmanager
-async def scene(helpers: Any, ready_timeout: float = READY_TIMEOUT) -> AsyncIterator[Scene]:
+async def scene(
+    helpers: Any, ready_timeout: float = READY_TIMEOUT, telemetry: Telemetry | None = None
+) -> AsyncIterator[Scene]:
     effects: list[str] = []
     state = ServerState()
     state.declare([Jobs()], {"jobs": frozenset()}, ())
@@ -116,7 +119,9 @@ async def scene(helpers: Any, ready_timeout: float = READY_TIMEOUT) -> AsyncIter
     try:
         async with trio.open_nursery() as nursery:
             limits = RpcLimits(ready_timeout_seconds=ready_timeout, call_timeout_seconds=60.0)
-            server = RpcServer(Registry(methods(effects)), limits, reactor, state, nursery)
+            server = RpcServer(
+                Registry(methods(effects)), limits, reactor, state, nursery, telemetry=telemetry
+            )
             yield Scene(server, state, helpers, effects)
             nursery.cancel_scope.cancel()
         server.close()
@@ -315,3 +320,49 @@ async def test_two_hundred_early_callers_of_every_method_get_one_answer_each(
         await trio.sleep(4)
         assert [1] * len(peers) == [len(peer.answers) for peer in peers]
         assert stage.server.tasks == 0
+
+
+class RecordedSpan(Span):
+    """A span that notes its life."""
+
+    def __init__(self, name: str, ended: list[tuple[str, str]]) -> None:
+        self._name = name
+        self._ended: list[tuple[str, str]] | None = ended
+        self._failure = ""
+
+    def fail(self, text: str) -> None:
+        self._failure = text
+
+    def end(self) -> None:
+        if self._ended is not None:
+            self._ended.append((self._name, self._failure))
+            self._ended = None
+
+
+class Recorder:
+    """A telemetry back-end that keeps spans."""
+
+    def __init__(self) -> None:
+        self.ended: list[tuple[str, str]] = []
+
+    def start(self, name: str, _attributes: object, _parent: object) -> Span:
+        return RecordedSpan(name, self.ended)
+
+
+async def test_calls_have_spans_where_spans_are_recorded(helpers: Any, autojump_clock: Any) -> None:
+    """One span a call, failed where the answer is an error, ended once; none before a back-end is attached."""
+    telemetry, recorder = Telemetry(), Recorder()
+    async with scene(helpers, telemetry=telemetry) as stage:
+        stage.jobs_healthy()
+        stage.call("jobs.Push")
+        telemetry.attach(recorder)
+        stage.call("rpc.Version")
+        stage.call("jobs.Bug")
+        slow = stage.call("jobs.Slow")
+        await slow.changed.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert recorder.ended == [
+            ("rpc rpc.Version", ""),
+            ("rpc jobs.Bug", "division by zero"),
+            ("rpc jobs.Slow", ""),
+        ]
