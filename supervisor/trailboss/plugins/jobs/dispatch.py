@@ -10,7 +10,8 @@ has seen it. What a driver returns to be awaited goes to `await_later`, a task o
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, Protocol
 
@@ -30,6 +31,7 @@ from trailboss.plugins.jobs.verdict import (
     judge,
     merge_headers,
 )
+from trailboss.telemetry import Span, Telemetry
 from trailboss.workers.outcome import Answer, Outcome
 from trailboss_worker.protocol.jobs_message import ACK_BODIES
 
@@ -97,6 +99,8 @@ class Dispatcher:
         self._refused = False
         self._retry_at = 0.0
         self._drained: trio.Event | None = None
+        #: Spans of runs; the plugin puts the server's in here.
+        self.telemetry = Telemetry()
         #: Runs that have begun and not ended.
         self.in_flight = 0
         #: Runs that failed, by cause; for people.
@@ -173,16 +177,40 @@ class Dispatcher:
         job.attempts += 1
         job.received_at = self._clock()
         self.in_flight += 1
+        on_outcome: Callable[[Outcome], None] = partial(self._settle, pipeline, job)
+        headers = ""
+        if self.telemetry.active:
+            span = self._span(pipeline, job)
+            headers = with_trace(job.headers, span.headers)
+            on_outcome = partial(self._settle_traced, span, on_outcome)
         pool.submit(
-            pipeline.context(job),
-            job.payload,
-            _RAW,
-            partial(self._settle, pipeline, job),
-            f"job {job.name} id={job.id}",
+            pipeline.context(job, headers), job.payload, _RAW, on_outcome, f"job {job.name} id={job.id}"
         )
         # A refusal comes before submit returns and has put the job back by now.
         if job.auto_ack and job in driver.running:
             self._later(driver.ack(job))
+
+    def _span(self, pipeline: Pipeline, job: Job) -> Span:
+        """A span of this run, in the trace of whoever pushed the job."""
+        return self.telemetry.start(
+            "jobs.run",
+            {
+                "messaging.system": "trailboss",
+                "messaging.destination.name": pipeline.name,
+                "messaging.message.id": job.id,
+                "trailboss.job": job.name,
+                "trailboss.attempt": job.attempts,
+            },
+            parent=trace_of(job.headers),
+        )
+
+    def _settle_traced(self, span: Span, settle: Callable[[Outcome], None], outcome: Outcome) -> None:
+        if isinstance(outcome, Exception):
+            span.fail(str(outcome))
+        elif not isinstance(judge(outcome), Done):
+            span.fail("not acknowledged")
+        span.end()
+        settle(outcome)
 
     # --- settling ----------------------------------------------------------------------------------------------------
 
@@ -295,6 +323,20 @@ class Dispatcher:
                 self._give_back(pipeline, job)
                 returned += 1
         return returned
+
+
+def trace_of(headers: str) -> dict[str, str]:
+    """Return the first value of each header of a job, where a trace context is looked for."""
+    return {name: values[0] for name, values in json.loads(headers).items() if values}
+
+
+def with_trace(headers: str, trace: Mapping[str, str]) -> str:
+    """Return a job's headers (JSON text) with those of a span instead of what it was pushed with."""
+    if not trace:
+        return headers
+    replaced = {name.lower() for name in trace}
+    kept = {name: values for name, values in json.loads(headers).items() if name.lower() not in replaced}
+    return json.dumps({**kept, **{name: [value] for name, value in trace.items()}}, separators=(",", ":"))
 
 
 def _about(pipeline: Pipeline, job: Job) -> dict[str, object]:

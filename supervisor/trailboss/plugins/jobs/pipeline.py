@@ -49,9 +49,9 @@ class Pipeline:
         """Whether its jobs are handed to workers."""
         return self.state is PipelineState.CONSUMED
 
-    def context(self, job: Job) -> bytes:
-        """Return the context of this run of `job`."""
-        headers = job.headers
+    def context(self, job: Job, headers: str = "") -> bytes:
+        """Return the context of this run of `job`; `headers` (JSON text) replace the job's own for this run."""
+        headers = headers or job.headers
         attempts = job.attempts
         if attempts > 1:
             rest = "}" if headers == NO_HEADERS else f",{headers[1:]}"

@@ -27,6 +27,7 @@ from trailboss.plugins.jobs.drivers import UnknownDriver
 from trailboss.plugins.jobs.registry import Pipelines
 from trailboss.plugins.jobs.requests import JobsRequests
 from trailboss.plugins.jobs.verdict import RetryPolicy
+from trailboss.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from trailboss.workers.pool import PoolSpec
@@ -94,6 +95,7 @@ class JobsPlugin(Plugin):
         On cancellation: drivers are cancelled too; what they keep in memory is lost, durable ones keep their promise.
         """
         self.make_pipelines()
+        self.dispatcher.telemetry = services.find(Telemetry) or self.dispatcher.telemetry
         services.provide(JobsInspector, self)  # type: ignore[type-abstract] # the key of a service may be a Protocol
         failure = ""
         async with trio.open_nursery() as drivers:
