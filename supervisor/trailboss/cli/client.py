@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CommandFailed", "ConfigurationWrong", "connect", "rpc_address"]
 
+#: A server on this machine answers at once; one elsewhere within this time or not at all.
+CONNECT_TIMEOUT_SECONDS = 5.0
+
 
 class CommandFailed(click.ClickException):
     """The command could not be done; shown as one line, exit code 1."""
@@ -87,6 +90,10 @@ def connect(settings: Settings) -> Iterator[RPC]:
 
     address = rpc_address(settings)
     try:
+        knock(address)
+    except OSError as error:
+        raise CommandFailed(unreachable(settings, address, error.strerror or str(error))) from error
+    try:
         with RPC(address) as rpc:
             yield rpc
     except ConnectionLost as error:
@@ -99,11 +106,28 @@ def connect(settings: Settings) -> Iterator[RPC]:
         raise CommandFailed(str(error)) from error
 
 
+def knock(address: str) -> None:
+    """Connect once and leave: the client itself tries for a second, which is right for a worker and not at a prompt.
+
+    Raises OSError.
+    """
+    import socket
+
+    from trailboss.config.values import parse_address
+
+    scheme, host, port = parse_address(address)
+    if scheme == "tcp":
+        socket.create_connection((host, port), CONNECT_TIMEOUT_SECONDS).close()
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(CONNECT_TIMEOUT_SECONDS)
+        connection.connect(host)
+
+
 def unreachable(settings: Settings, address: str, reason: str) -> str:
     """Return the one line for a server that does not answer."""
-    why = reason.rpartition(": ")[2] or reason
     option = f" -c {settings.config}" if settings.config else ""
     return (
-        f"no server answers at {address} ({why}); start one with `{settings.program} serve{option}`, "
+        f"no server answers at {address} ({reason}); start one with `{settings.program} serve{option}`, "
         f"or name another with -c FILE or -o rpc.listen=ADDRESS"
     )
