@@ -78,7 +78,7 @@ class _Handle:
     #: Healthy or failed: the start need not wait for it any more.
     settled: trio.Event = field(default_factory=trio.Event)
     task: OwnedTask | None = None
-    since: float = 0.0
+    since: float = 0.0  #: when it was started, then when it was asked to stop
 
     @property
     def name(self) -> str:
@@ -328,30 +328,37 @@ class Container:
         )
 
     async def _start_stage(self, stage: Stage) -> None:
+        handles = [self._handles[name] for name in self._plan.stage(stage)]
+        for handle in handles:  # who need not wait begins in the planned order, so that starts look alike
+            if all(self._handles[name].settled.is_set() for name in self._plan.requirements[handle.name]):
+                self._begin_plugin(handle)
         async with trio.open_nursery() as starters:
-            for name in self._plan.stage(stage):
-                starters.start_soon(self._start_plugin, self._handles[name])
+            for handle in handles:
+                starters.start_soon(self._start_plugin, handle)
 
     async def _start_plugin(self, handle: _Handle) -> None:
         """Start one plugin when what it requires is settled; returns when it is settled itself."""
         for name in sorted(self._plan.requirements[handle.name]):
             await self._handles[name].settled.wait()
-        if handle.settled.is_set():
-            return  # it could not even say which pools it needs
-        if self._ending.is_set():
-            return  # the cancel of the start is on its way; nothing new begins
-        failed = self._failed_requirements(handle)
-        if failed:
-            self._plugin_failed(handle, f"requires {', '.join(failed)}, which failed")
-            return
-        self._spawn_plugin(handle)
-        with trio.move_on_after(handle.plugin.start_timeout_seconds):
+        self._begin_plugin(handle)
+        with trio.move_on_at(handle.since + handle.plugin.start_timeout_seconds):
             await handle.settled.wait()
         if not handle.settled.is_set() and handle.task is not None:
             self._plugin_failed(
                 handle, f"not ready within its start timeout of {handle.plugin.start_timeout_seconds:g} s"
             )
             handle.task.scope.cancel(reason="its start timeout has passed")
+
+    def _begin_plugin(self, handle: _Handle) -> None:
+        if handle.task is not None or handle.settled.is_set():
+            return  # it has begun, or could not even say which pools it needs
+        if self._ending.is_set():
+            return  # the cancel of the start is on its way; nothing new begins
+        failed = self._failed_requirements(handle)
+        if failed:
+            self._plugin_failed(handle, f"requires {', '.join(failed)}, which failed")
+        else:
+            self._spawn_plugin(handle)
 
     def _failed_requirements(self, handle: _Handle) -> list[str]:
         names = sorted(self._plan.requirements[handle.name])
@@ -387,8 +394,8 @@ class Container:
             self._plugin_failed(handle, reason, error)
         else:
             self.state.record(handle.name, Event.EXIT)
-        took = trio.current_time() - handle.since
         if handle.stopping.is_set():
+            took = trio.current_time() - handle.since
             log.info("plugin stopped", plugin=handle.name, took_seconds=round(took, 3))
 
     async def _run_on_init(self) -> None:
@@ -558,6 +565,7 @@ class Container:
             if handle.task is None or handle.task.done.is_set():
                 continue
             log.info("plugin stopping", plugin=name)
+            handle.since = trio.current_time()
             handle.stopping.set()
             until = budget.plugin_until(trio.current_time(), handle.plugin.stop_timeout_seconds)
             if handle.ready.is_set():

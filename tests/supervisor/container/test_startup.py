@@ -144,6 +144,31 @@ async def test_whole_life_in_order(autojump_clock: trio.testing.MockClock) -> No
     ]
 
 
+async def test_unrelated_plugins_start_as_declared_and_stop_in_reverse(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Where nothing else decides, the order is the declared one, at every start."""
+    journal: list[str] = []
+    names = [f"p{number}" for number in range(8)]
+    began: list[str] = []
+
+    container = Container([Probe(name, journal) for name in names])
+    container.state.on_change.append(
+        lambda: began.extend(
+            state.name
+            for state in container.state.plugins()
+            if state.phase is Phase.STARTING and state.name not in began
+        )
+    )
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: container.run(stop, task_status=task_status))
+        stop.set()
+
+    assert began == names
+    assert [line.removeprefix("down ") for line in journal if line.startswith("down")] == names[::-1]
+
+
 async def test_starts_in_parallel_where_the_graph_allows(autojump_clock: trio.testing.MockClock) -> None:
     """A plugin waits for its own requirements only."""
     journal: list[str] = []
