@@ -89,11 +89,16 @@ def assemble(config: Config, logs: LogSystem, environ: Mapping[str, str]) -> Ass
         pool.change_listeners.append(_tell_changes(pool, container.state))
         return pool
 
+    async def run_on_init() -> None:
+        assert server is not None
+        with shared.telemetry.start("server.on_init"):
+            await server.run_on_init()
+
     container = Container(
         plugins,
         rpc=rpc,
         optional={name for name in config.plugins if config.is_optional(name)},
-        on_init=server.run_on_init if server is not None and server.has_on_init else None,
+        on_init=run_on_init if server is not None and server.has_on_init else None,
         make_pool=make_pool if server is not None else None,
         services=shared.services(),
         grace_period_seconds=config.endure.grace_period,
