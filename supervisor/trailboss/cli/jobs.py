@@ -126,6 +126,7 @@ def push(
         body = file.read()
     else:
         body = (payload or "").encode(errors="surrogateescape")
+    named = read_headers(headers)
     with connect(settings_of(context)) as rpc:
         from trailboss_worker.sdk import Jobs
 
@@ -134,7 +135,7 @@ def push(
             name,
             body,
             id=job_id,
-            headers=read_headers(headers),
+            headers=named,
             priority=priority,
             delay_seconds=delay,
         )
