@@ -16,15 +16,12 @@ from collections.abc import Callable
 from typing import Final
 
 from trailboss.container.contract import Caller
-from trailboss.log import logger
 from trailboss.rpc.server import RpcServer
 from trailboss_worker.protocol.errors import FrameError, RpcFrameError
 from trailboss_worker.protocol.frames import Frame, FrameDecoder
 from trailboss_worker.protocol.rpc import RpcRequest, decode_request, encode_error, encode_reply
 
 __all__ = ["RpcConnection"]
-
-log = logger("rpc")
 
 RECEIVE_BYTES: Final = 64 * 1024
 #: Unsent answers above this stop the reading of further calls.
@@ -94,7 +91,7 @@ class RpcConnection:
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            self.close("")
+            self.close()
             return
         if not data:
             self._on_end()
@@ -221,7 +218,7 @@ class RpcConnection:
 
     def _close_if_done(self) -> None:
         if self._ended and not self._tasks and not self._unsent and not self._waiting:
-            self.close("")
+            self.close()
 
     # --- out ------------------------------------------------------------------------------------------------------
 
@@ -292,7 +289,7 @@ class RpcConnection:
         if self._unsent:
             self._on_writable()
         else:  # not asked for: the peer has closed its receiving side too
-            self.close("")
+            self.close()
 
     # --- calls with tasks -----------------------------------------------------------------------------------------
 
@@ -366,30 +363,27 @@ class RpcConnection:
             idle_since = now if self._tasks else self._active_at
             next_look.append(idle_since + limits.idle_timeout_seconds)
             if now >= next_look[-1]:
-                self.close("")
+                self.close()
                 return
         if next_look:
             self._arm(min(next_look))
 
     def _broken(self, reason: str) -> None:
-        self._server.counters.broken += 1
         batch, self._batch = self._batch, None
         if batch:  # answers to the good calls before the bad bytes
             self._send(b"".join(batch))
-        self.close(reason)
+        if not self.closed:
+            self._server.connection_broken(reason, self.caller)
+            self.close()
 
     def _on_error(self, error: BaseException) -> None:
         self._broken(f"{type(error).__name__}: {error}")
 
-    def close(self, reason: str) -> None:
-        """End the connection now; `reason` is logged unless it is empty. Calls that have begun go on."""
+    def close(self) -> None:
+        """End the connection now. Calls that have begun go on."""
         if self.closed:
             return
         self.closed = self._deaf = True
-        if reason:
-            log.warning(
-                "an RPC connection was closed", reason=reason, pid=self.caller.pid, uid=self.caller.uid
-            )
         self._reactor.unregister(self._fd)
         self._sock.close()
         self._waiting.clear()

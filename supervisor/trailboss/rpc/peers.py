@@ -48,8 +48,8 @@ class Peer(Protocol):
     def end_intake(self) -> None:
         """Read no further calls."""
 
-    def close(self, reason: str) -> None:
-        """End the connection now; `reason` is logged unless it is empty."""
+    def close(self) -> None:
+        """End the connection now."""
 
 
 class TracedPeer:
@@ -111,6 +111,6 @@ class TracedPeer:
         """Read no further calls."""
         self._peer.end_intake()
 
-    def close(self, reason: str) -> None:
+    def close(self) -> None:
         """End the connection."""
-        self._peer.close(reason)
+        self._peer.close()

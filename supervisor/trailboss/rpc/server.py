@@ -29,6 +29,9 @@ __all__ = ["Call", "CallerLookup", "GateSource", "RpcCounters", "RpcLimits", "Rp
 
 log = logger("rpc")
 
+#: Lines about broken connections in one minute; more are counted and told with the next line.
+BROKEN_LINES_PER_MINUTE = 10
+
 #: Calls with a task of their own, of all connections together; beyond that connections are not read.
 TASKS_MAX = 4096
 
@@ -151,6 +154,9 @@ class RpcServer:
         self._telemetry = telemetry if telemetry is not None else Telemetry()
         self._entries = {method.name: Entry(method, limits.call_timeout_seconds) for method in registry}
         self._moved: trio.Event | None = None
+        self._broken_minute = -1
+        self._broken_lines = 0
+        self._broken_untold = 0
         gate.on_change.append(self._gate_changed)
         self._gate_changed()
 
@@ -302,7 +308,24 @@ class RpcServer:
                 caller_pid=peer.caller.pid,
                 exc_info=error,
             )
+        else:
+            log.debug("an RPC call was declined", method=request.method, text=text)
         peer.answer_error(request, text)
+
+    def connection_broken(self, reason: str, caller: Caller) -> None:
+        """Count, and log unless there is too much of it, a connection that had to be closed."""
+        self.counters.broken += 1
+        minute = int(self.reactor.now // 60)
+        if minute != self._broken_minute:
+            self._broken_minute, self._broken_lines = minute, 0
+        if self._broken_lines >= BROKEN_LINES_PER_MINUTE:
+            self._broken_untold += 1
+            return
+        self._broken_lines += 1
+        untold, self._broken_untold = self._broken_untold, 0
+        log.warning(
+            "an RPC connection was closed", reason=reason, pid=caller.pid, uid=caller.uid, not_logged=untold
+        )
 
     # --- limits of all together -----------------------------------------------------------------------------------
 
@@ -338,4 +361,4 @@ class RpcServer:
         """Close every connection and stop listening to the gate. Calls under way end with the nursery."""
         self._gate.on_change.remove(self._gate_changed)
         for peer in tuple(self.connections):
-            peer.close("")
+            peer.close()

@@ -272,7 +272,7 @@ class MemoryPeer:
     def end_intake(self) -> None:
         pass
 
-    def close(self, reason: str) -> None:
+    def close(self) -> None:
         self.closed = True
 
 

@@ -8,6 +8,7 @@ import struct
 from typing import Any
 
 import pytest
+import structlog
 import trio
 import trio.testing
 
@@ -322,3 +323,17 @@ async def test_figures_for_people(helpers: Any, rpc_config: RpcConfig) -> None:
         assert (detail["calls"], detail["errors"], detail["open_connections"]) == (2, 1, 1)
         assert bench.plugin.exported_address() == detail["address"]
         assert bench.plugin.health().ok
+
+
+async def test_broken_connections_do_not_flood_the_log(helpers: Any, rpc_config: RpcConfig) -> None:
+    """A hostile client costs a few log lines a minute; all are counted."""
+    with structlog.testing.capture_logs() as records:
+        async with helpers.running(Handlers().methods(), rpc_config) as bench:
+            for _ in range(50):
+                async with bench.client() as client:
+                    await client.send(b"GET / HTTP/1.1\r\n\r\n")
+                    assert await client.closed()
+            assert bench.server.counters.broken == 50
+    lines = [record for record in records if "reason" in record]
+    assert 10 <= len(lines) <= 20
+    assert "another protocol" in lines[0]["reason"]

@@ -13,10 +13,13 @@ import trio
 
 from trailboss.config.schema import RpcConfig
 from trailboss.container.contract import Access, Caller, CallerRole, RpcMethod, Services
+from trailboss.reactor import Reactor
 from trailboss.rpc.address import AddressError, default_socket_path, exported_address, prepare_directory
 from trailboss.rpc.listen import bind
 from trailboss.rpc.peer import Peer, SocketDiagnosis, find_socket_owner, peer_from_proc, tcp_peer, unix_peer
-from trailboss.rpc.plugin import limits_of
+from trailboss.rpc.plugin import RpcPlugin, limits_of
+from trailboss.rpc.registry import Registry
+from trailboss.testing.check_plugin import check_plugin
 from trailboss.workers.callers import Callers
 
 UID = os.geteuid()
@@ -342,3 +345,28 @@ async def test_the_plugin_fails_the_start_with_one_clear_error(helpers: Any, tmp
     with pytest.RaisesGroup(pytest.RaisesExc(AddressError), flatten_subgroups=True):
         async with helpers.running(who([]), RpcConfig(listen=f"unix://{tmp_path}/no/rpc.sock")):
             pytest.fail("the port cannot be bound")
+
+
+class OnOwnReactor(RpcPlugin):
+    """The plugin with a reactor of its own, as the battery knows none."""
+
+    async def run(
+        self, services: Services, stopping: trio.Event, task_status: Any = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Run the reactor around the plugin."""
+        reactor = Reactor()
+        services.provide(Reactor, reactor)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(reactor.run)
+                await super().run(services, stopping, task_status)
+                nursery.cancel_scope.cancel()
+        finally:
+            reactor.close()
+
+
+async def test_the_plugin_keeps_the_contract(tmp_path: Path, autojump_clock: Any) -> None:
+    """The battery for every plugin: every life binds the port anew and leaves no socket behind."""
+    config = RpcConfig(listen=f"unix://{tmp_path}/rpc.sock")
+    await check_plugin(lambda: OnOwnReactor(config, Registry()))
+    assert os.listdir(tmp_path) == []

@@ -28,9 +28,8 @@ class CorePlugin(Plugin):
     layer = Layer.TELEMETRY
 
     def __init__(self, merged: Mapping[str, object]) -> None:
-        self._config_text = raw(
-            json.dumps(redacted(merged), ensure_ascii=False, default=str).encode("utf-8", "replace")
-        )
+        text = json.dumps(redacted(merged), ensure_ascii=False, separators=(",", ":"), default=str)
+        self._config_text = raw(text.encode("utf-8", "replace"))
         self._services: Services | None = None
 
     async def run(

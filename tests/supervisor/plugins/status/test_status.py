@@ -300,3 +300,26 @@ async def test_rpc_methods_give_code_and_reason() -> None:
 async def test_the_plugin_keeps_the_contract(autojump_clock: Any) -> None:
     """The battery for every plugin; without a section there is no port."""
     await check_plugin(lambda: StatusPlugin(None))
+
+
+class OnOwnReactor(StatusPlugin):
+    """The plugin with a port, and a reactor of its own, as the battery knows none."""
+
+    async def run(
+        self, services: Services, stopping: trio.Event, task_status: Any = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Run the reactor around the plugin."""
+        reactor = Reactor()
+        services.provide(Reactor, reactor)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(reactor.run)
+                await super().run(services, stopping, task_status)
+                nursery.cancel_scope.cancel()
+        finally:
+            reactor.close()
+
+
+async def test_the_plugin_with_a_port_keeps_the_contract(autojump_clock: Any) -> None:
+    """The battery for every plugin; every life binds a port."""
+    await check_plugin(lambda: OnOwnReactor(StatusConfig(address="127.0.0.1:0")))
