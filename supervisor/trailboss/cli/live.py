@@ -7,6 +7,7 @@ footer, and the log says the same in plain lines.
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import trio
 from trailboss.container.contract import WholePhase
 from trailboss.container.state import ServerState
 
-__all__ = ["show_start", "start_lines"]
+__all__ = ["follow_start", "show_start", "start_lines"]
 
 _REDRAW_SECONDS = 0.2
 _STARTING = (WholePhase.STARTING, WholePhase.INITIALISING, WholePhase.BOOTING)
@@ -29,14 +30,19 @@ class Footer(Protocol):
     def set_footer(self, lines: Sequence[str]) -> None: ...
 
 
-async def show_start(state: ServerState, footer: Footer | None, width: int | None = None) -> None:
-    """Keep the footer up to date until the start is over, then take it away; returns at once without a footer."""
-    if footer is None:
-        return
-    columns = width or terminal_width()
+async def show_start(state: ServerState, footer: Footer | None) -> None:
+    """Keep the footer up to date until the start is over; returns at once without a footer."""
+    if footer is not None:
+        # 0.1 s of imports that the start need not wait for.
+        await trio.to_thread.run_sync(importlib.import_module, "rich.table")
+        await follow_start(state, footer, terminal_width())
+
+
+async def follow_start(state: ServerState, footer: Footer, width: int) -> None:
+    """Draw the footer at each change, and often enough for its clocks, then take it away."""
     try:
         while state.whole in _STARTING:
-            footer.set_footer(start_lines(state, columns))
+            footer.set_footer(start_lines(state, width))
             with trio.move_on_after(_REDRAW_SECONDS):
                 await state.wait_change()
                 await trio.sleep(_REDRAW_SECONDS / 4)  # several changes, one drawing
@@ -45,7 +51,10 @@ async def show_start(state: ServerState, footer: Footer | None, width: int | Non
 
 
 def start_lines(state: ServerState, width: int) -> list[str]:
-    """Return the lines for a terminal of `width` columns; no line is longer."""
+    """Return the lines for a terminal of `width` columns; no line is longer. Nothing before plugins are declared."""
+    plugins = state.plugins()
+    if not plugins:
+        return []
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -53,7 +62,7 @@ def start_lines(state: ServerState, width: int) -> list[str]:
     table = Table.grid(padding=(0, 2))
     for _ in range(4):
         table.add_column(no_wrap=True, overflow="ellipsis")
-    for plugin in state.plugins():
+    for plugin in plugins:
         waits = f"waiting for {', '.join(plugin.waiting_for)}" if plugin.waiting_for else plugin.reason
         table.add_row(
             Text(f"  {plugin.name}"),
@@ -63,7 +72,11 @@ def start_lines(state: ServerState, width: int) -> list[str]:
         )
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=max(20, width - 1), legacy_windows=False)
-    console.print(Text(f"Trailboss: {state.whole.value}, {state.uptime_seconds:.1f}s", style="bold", end=""))
+    waiting = f": {', '.join(state.waiting_for())}" if state.waiting_for() else ""
+    headline = Text(
+        f"Trailboss: {state.whole.value}, {state.uptime_seconds:.1f}s{waiting}", style="bold", end=""
+    )
+    console.print(headline, no_wrap=True, overflow="ellipsis")
     console.print(table)
     return text.getvalue().splitlines()
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import trio
 import trio.testing
 
-from trailboss.cli.live import show_start, start_lines
+from trailboss.cli.live import follow_start, show_start, start_lines
 from trailboss.container.contract import Plugin, WholePhase
 from trailboss.container.lifecycle import Event
 from trailboss.container.state import ServerState
@@ -55,7 +55,7 @@ async def test_footer_follows_the_start_and_goes(autojump_clock: trio.testing.Mo
     """It is drawn at changes, and taken away when the server is ready."""
     state, footer = declared_state(), Footer()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(show_start, state, footer, 80)
+        nursery.start_soon(follow_start, state, footer, 80)
         await trio.sleep(0.5)
         state.record("kv", Event.START)
         state.record("kv", Event.READY)
