@@ -85,6 +85,8 @@ class RpcConnection:
         ):  # nothing was asked for: the peer has gone altogether, and epoll would say so for ever
             self._reactor.unregister(self._fd)
             self._registered = False
+            self._go_deaf()
+            self._reactor.call_soon(self._resume)
             return
         try:
             data = self._sock.recv(RECEIVE_BYTES)
@@ -136,7 +138,7 @@ class RpcConnection:
             self._broken(str(error))
             return
         self._server.serve(self, request)
-        if self._tasks and self._must_wait():
+        if (self._tasks or self._unsent) and self._must_wait():
             self._pause()
 
     def _work(self) -> None:
@@ -345,7 +347,9 @@ class RpcConnection:
             return
         limits = self._server.limits
         next_look: list[float] = []
-        if self._frame_since and not self._paused:
+        if self._frame_since:
+            if self._paused:  # it is we who do not read
+                self._frame_since = now
             next_look.append(self._frame_since + limits.read_timeout_seconds)
             if now >= next_look[-1]:
                 self._broken(

@@ -172,6 +172,45 @@ async def test_a_client_that_takes_no_answers_is_not_read(helpers: Any, rpc_conf
         assert bench.server.bytes_held == 0
 
 
+async def test_calls_one_by_one_do_not_get_round_the_bound(helpers: Any, rpc_config: RpcConfig) -> None:
+    """A client that sends a call at a time and takes no answer is not read either."""
+    async with helpers.running(Handlers().methods(), rpc_config) as bench, bench.client() as deaf:
+        for number in range(60):
+            calls = bench.server.counters.calls
+            await deaf.send(encode_request(number, "test.Blob", b"100000", JSON))
+            with trio.move_on_after(0.02):
+                await until(lambda calls=calls: bench.server.counters.calls > calls)
+        assert 0 < bench.server.bytes_held < 1_500_000
+        assert [(await deaf.reply()).sequence for _ in range(60)] == list(range(60))
+
+
+async def test_a_paused_client_that_leaves_is_finished(helpers: Any, rpc_config: RpcConfig) -> None:
+    """A client that is not read because its answers pile up may go: its calls are carried out, nothing is held."""
+    handlers = Handlers()
+    async with helpers.running(handlers.methods(), rpc_config) as bench:
+        async with bench.client() as client:
+            await client.send(b"".join(encode_request(i, "test.Blob", b"500000", JSON) for i in range(50)))
+            await until(lambda: bench.server.bytes_held > 1_000_000)
+            await client.send(encode_request(99, "test.Note", b'"last"', JSON))
+        await until(lambda: not bench.server.connections)
+        assert (handlers.texts, bench.server.bytes_held) == (["last"], 0)
+
+
+async def test_a_frame_begun_before_a_pause_keeps_its_deadline(helpers: Any, rpc_config: RpcConfig) -> None:
+    """A torn frame behind calls that held up reading is still given up after rpc.read_timeout."""
+    handlers = Handlers()
+    config = dataclasses.replace(rpc_config, read_timeout=0.2)
+    async with helpers.running(handlers.methods(), config) as bench, bench.client() as client:
+        calls = b"".join(encode_request(i, "test.Held", b'"x"', JSON) for i in range(128))
+        await client.send(calls + encode_request(999, "test.Echo", b'"torn"', JSON)[:-3])
+        await until(lambda: handlers.begun == 128)
+        await trio.sleep(0.5)
+        assert len(bench.server.connections) == 1
+        handlers.release.set()
+        assert {(await client.reply()).sequence for _ in range(128)} == set(range(128))
+        assert await client.closed()
+
+
 async def test_a_slow_reader_gets_everything(helpers: Any, rpc_config: RpcConfig) -> None:
     """Partial writes are kept and sent on, in order and complete."""
     async with helpers.running(Handlers().methods(), rpc_config) as bench, bench.client() as client:
