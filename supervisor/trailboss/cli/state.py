@@ -14,7 +14,11 @@ from trailboss.cli.output import clean, json_flag, print_json, print_table
 __all__ = ["command", "headline", "plugin_row", "pool_row"]
 
 PLUGIN_HEADINGS = ("PLUGIN", "PHASE", "SINCE", "HEALTHY", "WAITING FOR", "REASON")
-POOL_HEADINGS = ("POOL", "PHASE", "READY", "QUORUM", "WORKERS")
+_POOL_COLUMNS = (
+    *("name", "phase", "ready", "quorum", "idle", "busy", "booting"),
+    *("queued", "deaths", "restarts", "last_failure"),
+)
+POOL_HEADINGS = ("POOL", *(name.upper().replace("_", " ") for name in _POOL_COLUMNS[1:]))
 
 
 @click.command("state")
@@ -57,10 +61,7 @@ def plugin_row(row: Mapping[str, object]) -> list[object]:
 
 def pool_row(row: Mapping[str, object]) -> list[object]:
     """Return one row of the table of pools."""
-    workers = row.get("workers", "")
-    if isinstance(workers, Mapping):
-        workers = ", ".join(f"{count} {state}" for state, count in workers.items())
-    return [row.get("name", ""), row.get("phase", ""), row.get("ready", ""), row.get("quorum", ""), workers]
+    return [row.get(name, "") for name in _POOL_COLUMNS]
 
 
 def rows_of(state: Mapping[str, object], name: str) -> list[Mapping[str, object]]:

@@ -92,8 +92,8 @@ def test_state_in_one_line_and_rows() -> None:
     assert expected == headline(state)
     plugin = {"name": "kv", "phase": "failed", "since_seconds": 3, "optional": True, "reason": "no disk"}
     assert plugin_row(plugin) == ["kv (optional)", "failed", "3s", "", "", "no disk"]
-    pool = {"name": "jobs", "phase": "ready", "ready": 2, "quorum": 1, "workers": {"ready": 2}}
-    assert pool_row(pool) == ["jobs", "ready", 2, 1, "2 ready"]
+    pool = {"name": "jobs", "phase": "degraded", "ready": 0, "quorum": 1, "last_failure": "exit code 3"}
+    assert pool_row(pool) == ["jobs", "degraded", 0, 1, "", "", "", "", "", "", "exit code 3"]
 
 
 def test_a_death_is_explained_in_lines() -> None:
