@@ -121,8 +121,9 @@ def test_the_watchdog_stops_while_the_server_is_frozen(
         monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
         with subprocess.Popen([*TRAILBOSS, "serve", "-s"], cwd=tmp_path) as server:
             try:
-                while b"WATCHDOG=1" not in manager.recv(4096):
-                    pass
+                for text in (b"READY=1", b"WATCHDOG=1"):
+                    while text not in manager.recv(4096):
+                        pass
                 server.send_signal(signal.SIGSTOP)
                 manager.settimeout(0.05)
                 with pytest.raises(TimeoutError):
