@@ -186,7 +186,7 @@ def test_reset_by_overrides_alone_as_octane_does(server: Server) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-def test_pid_file_stop_and_force(folder: Path) -> None:
+def test_pid_file_and_stop(folder: Path) -> None:
     """serve -p writes digits alone; stop ends the server gracefully; the file goes with it."""
     server = Server(folder, "-p", "-s")
     try:
@@ -215,6 +215,50 @@ def test_a_second_signal_ends_it_at_once(server: Server) -> None:
     began = time.monotonic()
     assert server.stop(signal.SIGTERM) == 1
     assert time.monotonic() - began < 10
+
+
+def test_stop_with_force_takes_the_grace_away(folder: Path) -> None:
+    """stop -f: a second signal a second later ends a server that would wait a minute for its job."""
+    server = Server(folder, "-p")
+    try:
+        server.wait_banner()
+        server.command("jobs", "push", "emails", "slow", "--payload", "60")
+        deadline = time.monotonic() + 30
+        while _workers(server)[0]["statusStr"] != "working" and time.monotonic() < deadline:
+            time.sleep(0.02)
+        began = time.monotonic()
+        assert server.command("stop", "-f", "-s").stdout == b""
+        assert server.process.wait(60) == 1
+        assert time.monotonic() - began < 15
+    finally:
+        server.close()
+
+
+def test_started_by_flags_alone_as_octane_does(tmp_path: Path) -> None:
+    """An empty file, everything by -o before `serve`: the banner, then JSON lines on standard output and nothing else."""
+    (tmp_path / "empty.yaml").write_text("")
+    settings = (
+        *("version=3", "server.command=trailboss-worker,echo", "jobs.pool.num_workers=1"),
+        *("jobs.pipelines.a.driver=memory", f"rpc.listen=unix://{tmp_path}/rpc.sock", "logs.mode=production"),
+        *("logs.level=debug", "logs.output=stdout", "logs.encoding=json"),
+    )
+    flags = [word for setting in settings for word in ("-o", setting)]
+    words = [*TRAILBOSS, "-c", str(tmp_path / "empty.yaml"), *flags, "serve"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            lines = []
+            while not lines or not lines[-1].startswith("[INFO] Trailboss server started"):
+                lines.append(server.stdout.readline().decode())
+                assert lines[-1]
+            server.send_signal(signal.SIGTERM)
+            out, err = server.communicate(timeout=60)
+            assert (server.returncode, err) == (0, b"")
+        finally:
+            server.kill()
+    records = [json.loads(line) for line in [*lines[:-1], *out.decode().splitlines()]]
+    assert records
+    assert all({"level", "ts", "logger", "msg"} <= set(record) for record in records)
 
 
 def test_restart_signal_does_not_end_the_server(server: Server) -> None:
