@@ -28,6 +28,7 @@ INSTANCE_VARIABLE = "TRAILBOSS_INSTANCE"
 _PROGRAM = Path(__file__).with_name("guard_process.py")
 #: A guard that dies more often than this is replaced no faster than once in so many seconds.
 REPLACE_SECONDS_MIN = 0.2
+RETRY_SECONDS = 2.0
 START_SECONDS_MAX = 10.0
 #: A guard that was let go needs a few looks around (0.15 s) before it ends.
 STOP_SECONDS_MAX = 6.0
@@ -60,8 +61,12 @@ class Guard:
             return  # between two guards; the next one is told everything
         try:
             os.write(self._write_fd, line)
-        except (BrokenPipeError, BlockingIOError):
-            # Dead: `run` replaces it. Full: a stopped guard; it is replaced as well, with everything told anew.
+        except BrokenPipeError:
+            self._close()  # dead: `run` replaces it
+        except BlockingIOError:
+            # Full: the guard is stopped. It must not wake up to an end of file, it would end every worker; so it is
+            # killed first, then replaced with everything told anew.
+            self.kill_now()
             self._close()
 
     def _close(self) -> None:
@@ -77,12 +82,20 @@ class Guard:
         started = False
         try:
             while True:
-                process = await self._start()
+                try:
+                    process = await self._start()
+                except OSError as error:
+                    if not started:
+                        raise
+                    log.error("a new guard process could not be started, trying again", text=str(error))
+                    await trio.sleep(RETRY_SECONDS)
+                    continue
                 if not started:
                     task_status.started()
                     started = True
                 await self._wait(process)
                 self._close()
+                self.pid = 0
                 self.replaced += 1
                 log.warning(
                     "the guard process died and is replaced", pid=process.pid, exit_code=process.returncode
@@ -101,15 +114,20 @@ class Guard:
         finally:
             os.close(read_fd)
         os.set_blocking(write_fd, False)
+        hello = b""
         assert process.stdout is not None
-        with trio.move_on_after(START_SECONDS_MAX) as limit:
-            await trio.lowlevel.wait_readable(process.stdout.fileno())
-        hello = b"" if limit.cancelled_caught else process.stdout.read(6)
-        process.stdout.close()
+        try:
+            with trio.move_on_after(START_SECONDS_MAX) as limit:
+                await trio.lowlevel.wait_readable(process.stdout.fileno())
+            if not limit.cancelled_caught:
+                hello = os.read(process.stdout.fileno(), 64)
+        finally:
+            process.stdout.close()
+            if hello != b"ready\n":
+                process.kill()
+                process.wait()
+                os.close(write_fd)
         if hello != b"ready\n":
-            os.close(write_fd)
-            process.kill()
-            process.wait()
             raise OSError(f"the guard process ({sys.executable} {_PROGRAM.name}) did not start")
         self._write_fd = write_fd
         self.pid = process.pid
@@ -123,6 +141,7 @@ class Guard:
             stdin=read_fd,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            bufsize=0,
             start_new_session=True,
             env={"PATH": os.environ.get("PATH", os.defpath)},
             cwd="/",
@@ -147,4 +166,5 @@ class Guard:
 
     def kill_now(self) -> None:
         """SIGKILL the guard itself; used by tests of its replacement."""
-        os.kill(self.pid, signal.SIGKILL)
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)

@@ -14,14 +14,16 @@ once is found again in a dictionary, and the frame needs no second look. Anythin
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
+import termios
 import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from trailboss.log import logger
-from trailboss.workers.outcome import Answer, ExecTimeout, Outcome, SoftError, WorkerDied
+from trailboss.workers.outcome import Answer, ExecFailed, ExecTimeout, Outcome, SoftError, WorkerDied
 from trailboss_worker.protocol.control import STOP_ANSWER_CONTEXT
 from trailboss_worker.protocol.errors import FrameError, RemoteProtocolError
 from trailboss_worker.protocol.frames import CONTROL, ERROR, PING, STREAM, Frame, FrameDecoder
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from trailboss.reactor import Reactor
     from trailboss.workers.pool import Pool
 
-__all__ = ["Breach", "Exec", "Lane", "LaneOwner", "request_header"]
+__all__ = ["MOVES_MAX", "Breach", "Exec", "Lane", "LaneOwner", "request_header"]
 
 log = logger("server")
 
@@ -39,8 +41,11 @@ READ_SIZE = 65536
 HEADER_CACHE_MAX = 4096
 #: A frame that has begun must have its 12 header bytes within this time, else it is stray text.
 STRAY_SECONDS_MAX = 1.0
-#: How often one exec moves on because the worker that had it asked to be replaced instead (wire protocol 2.7).
-ASKED_STOPS_MAX = 10
+#: A worker that closed its standard input while its request was being sent may still answer within this time.
+DEAF_SECONDS_MAX = 1.0
+#: How often one exec moves on because the worker that had it asked to be replaced instead (wire protocol 2.7), or died
+#: without having read a byte of it.
+MOVES_MAX = 10
 
 OnOutcome = Callable[[Outcome], None]
 
@@ -85,7 +90,7 @@ class Breach:
 class Exec:
     """One payload that waits or runs. Only the pool's queue and the unusual paths need an object of it."""
 
-    __slots__ = ("asked_stops", "body", "cancelled", "context", "deadline", "flags", "label", "on_outcome")
+    __slots__ = ("body", "context", "deadline", "flags", "label", "moves", "on_outcome")
 
     def __init__(self, context: bytes, body: bytes, flags: int, on_outcome: OnOutcome, label: str) -> None:
         self.context = context
@@ -94,8 +99,7 @@ class Exec:
         self.on_outcome = on_outcome
         self.label = label
         self.deadline = 0.0
-        self.asked_stops = 0
-        self.cancelled = False
+        self.moves = 0
 
 
 class LaneOwner:
@@ -109,8 +113,8 @@ class LaneOwner:
         """The last exec this worker may run is answered, or it asked to go: retire it."""
         raise NotImplementedError
 
-    def exec_overdue(self) -> None:
-        """exec_ttl has passed: kill the worker now."""
+    def exec_overdue(self, exec_: Exec) -> None:
+        """exec_ttl has passed over `exec_`: kill the worker now."""
         raise NotImplementedError
 
 
@@ -119,8 +123,9 @@ class Lane:
 
     __slots__ = (
         "_clean",
+        "_deaf",
         "_decoder",
-        "_in_wheel",
+        "_expiry",
         "_owner",
         "_pending",
         "_pool",
@@ -167,7 +172,10 @@ class Lane:
         #: The decoder holds no byte of an unfinished frame.
         self._clean = not self._decoder.buffered
         self._pending: memoryview | None = None
-        self._in_wheel = False
+        #: Its entry in the wheel, None while there is none.
+        self._expiry: _Expiry | None = None
+        #: It has closed its standard input: this exec is its last.
+        self._deaf = False
         self._stray_since = 0.0
         #: The exec under way, None while idle.
         self.current: Exec | None = None
@@ -201,6 +209,9 @@ class Lane:
         """Stop listening; the descriptors are the owner's to close. `current` keeps an exec without outcome."""
         if not self.closed:
             self.closed = True
+            self._pending = None
+            if self._expiry is not None:
+                self._expiry.lane = None
             self._reactor.unregister(self.read_fd)
             if self.write_fd != self.read_fd:
                 self._reactor.unregister(self.write_fd)
@@ -216,9 +227,13 @@ class Lane:
         body = exec_.body
         length = len(context)
         total = length + len(body)
-        header = _request_headers.get((exec_.flags, length, total)) or request_header(
-            exec_.flags, length, total
-        )
+        header = _request_headers.get((exec_.flags, length, total))
+        if header is None:
+            try:
+                header = request_header(exec_.flags, length, total)
+            except (OverflowError, struct.error) as error:
+                self._refuse_unsendable(exec_, error)
+                return True
         frame = header + context + body
         self.current = exec_
         self.started_at = now = self._reactor.now
@@ -235,10 +250,19 @@ class Lane:
             self._reactor.want_write(self.write_fd, True)
         if self.exec_ttl:
             self.deadline = now + self.exec_ttl
-            if not self._in_wheel:
-                self._in_wheel = True
-                self._reactor.wheel.add(self.deadline, self._on_deadline)
+            if self._expiry is None:
+                self._expiry = _Expiry(self)
+                self._reactor.wheel.add(self.deadline, self._expiry)
         return True
+
+    def _refuse_unsendable(self, exec_: Exec, error: Exception) -> None:
+        """No frame can hold it; the worker is as idle as before."""
+        try:
+            exec_.on_outcome(ExecFailed(f"the payload cannot be sent: {error}"))
+        except Exception:
+            log.exception("the receiver of an outcome failed", pid=self.pid, pool=self._pool.name)
+        if self.current is None and not self.closed and not self.retiring:
+            self._pool.lane_idle(self)
 
     def send_control(self, frame: bytes) -> bool:
         """Write a small control frame to an idle worker; False if it cannot take it."""
@@ -257,6 +281,7 @@ class Lane:
                 if not self.closed and self.current is None:
                     self._break(Breach("closed its pipes", "the worker closed its standard input"))
                 elif not self.closed:
+                    self._deaf = True
                     self._reactor.unregister(self.write_fd)
             return
         try:
@@ -264,18 +289,29 @@ class Lane:
         except BlockingIOError:
             return
         except OSError as error:
-            # It may have answered early, then closed: read that before judging.
-            self._pending = None
-            self._reactor.want_write(self.write_fd, False)
-            self.on_readable()
-            if not self.closed:
-                self._break(Breach("closed its pipes", f"cannot write to the worker: {error.strerror}"))
+            self._go_deaf(error)
             return
         if sent == len(pending):
             self._pending = None
             self._reactor.want_write(self.write_fd, False)
         else:
             self._pending = pending[sent:]
+
+    def _go_deaf(self, error: OSError) -> None:
+        """It reads no more of its request. It may have answered early, then closed: that is read before judging."""
+        self._pending = None
+        self._deaf = True
+        if self.read_fd == self.write_fd:
+            self._reactor.want_write(self.write_fd, False)
+        else:
+            self._reactor.unregister(self.write_fd)
+        exec_ = self.current
+
+        def judge(_now: float) -> None:
+            if self.current is exec_:
+                self._break(Breach("closed its pipes", f"cannot write to the worker: {error.strerror}"))
+
+        self._reactor.wheel.add(self._reactor.now + DEAF_SECONDS_MAX, judge)
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
@@ -300,9 +336,25 @@ class Lane:
                 return
         if not data:
             self._on_eof()
+        elif exec_ is None:
+            self._spoke_unasked(data)
         else:
             self._decoder.feed(data)
             self._take_frames(data)
+
+    def request_is_unread(self) -> bool:
+        """Whether the request under way lies whole in the worker's pipe: it died without having seen a byte of it.
+
+        False where that cannot be told (a socket, a request larger than the pipe).
+        """
+        exec_ = self.current
+        if exec_ is None or self.read_fd == self.write_fd:
+            return False
+        try:
+            unread = struct.unpack("i", fcntl.ioctl(self.write_fd, termios.FIONREAD, b"\0\0\0\0"))[0]
+        except OSError:
+            return False
+        return bool(unread == 16 + len(exec_.context) + len(exec_.body))
 
     def drain(self, limit: int = 16 * 1024 * 1024) -> None:
         """Read what the pipe still holds, until it is empty or at its end; for a worker that has exited."""
@@ -326,18 +378,13 @@ class Lane:
         except FrameError as error:
             self._break(garbage_breach(error, self._more_garbage(error)))
             return
-        exec_ = self.current
         self._clean = not self._decoder.buffered
         if frame is None:
-            if exec_ is None or self._decoder.buffered < 12:
+            if self._decoder.buffered < 12:
                 self._note_stray()
             return
-        if exec_ is None:
-            excerpt = frame.payload[:256]
-            self._break(
-                Breach("protocol violation", "the worker sent a frame that nobody had asked for", excerpt)
-            )
-            return
+        exec_ = self.current
+        assert exec_ is not None
         whole = 16 + len(frame.payload)
         if (
             len(data) == whole
@@ -394,6 +441,10 @@ class Lane:
             exec_.on_outcome(outcome)
             self._break(Breach("protocol violation", "the worker answered before it had read its request"))
             return
+        if self._deaf:
+            exec_.on_outcome(outcome)
+            self._break(Breach("closed its pipes", "the worker closed its standard input"))
+            return
         try:
             exec_.on_outcome(outcome)
         except Exception:
@@ -411,11 +462,11 @@ class Lane:
         self.retiring = True
         self.asked_to_stop = True
         self._owner.lane_spent()
-        exec_.asked_stops += 1
-        if exec_.asked_stops > ASKED_STOPS_MAX:
+        exec_.moves += 1
+        if exec_.moves > MOVES_MAX:
             exec_.on_outcome(
                 WorkerDied(
-                    f"{exec_.asked_stops} workers in a row asked to be replaced instead of answering",
+                    f"{exec_.moves} workers in a row asked to be replaced instead of answering",
                     pid=self.pid,
                     cause="asked to stop",
                 )
@@ -428,8 +479,25 @@ class Lane:
     def _on_eof(self) -> None:
         self._decoder.feed_eof()
         pending = self._decoder.pending_bytes(256)
-        text = "the worker closed its standard output" + (" in the middle of a frame" if pending else "")
+        what = "connection" if self.read_fd == self.write_fd else "standard output"
+        text = f"the worker closed its {what}" + (" in the middle of a frame" if pending else "")
         self._break(Breach("closed its pipes", text, pending))
+
+    def _spoke_unasked(self, data: bytes) -> None:
+        """Bytes of an idle worker: text, or a frame that nobody had asked for. Either way it is of no use any more."""
+        self._decoder.feed(data)
+        try:
+            frame = self._decoder.next_frame()
+        except FrameError as error:
+            self._break(garbage_breach(error, self._more_garbage(error)))
+            return
+        if frame is not None or self._decoder.buffered >= 12:
+            excerpt = frame.payload[:256] if frame is not None else self._decoder.pending_bytes(256)
+            text = "the worker sent a frame that nobody had asked for"
+            self._break(Breach("protocol violation", text, excerpt))
+            return
+        stray = FrameError("bad_crc", "", self._decoder.pending_bytes(256))
+        self._break(garbage_breach(stray, self._more_garbage(stray)))
 
     def _note_stray(self) -> None:
         """Fewer bytes than a header: rightly begun, or text? Give the rest a moment, then call it stray."""
@@ -464,23 +532,37 @@ class Lane:
         """The reactor caught an exception of this object; its descriptor is unregistered already."""
         self._break(Breach("internal error", f"{type(error).__name__}: {error}"))
 
-    def _on_deadline(self, now: float) -> None:
-        self._in_wheel = False
-        if self.closed or self.current is None or not self.exec_ttl:
+    def on_deadline(self, now: float) -> None:
+        """The wheel: the exec that was under way when the entry was made may be overdue, or long answered."""
+        expiry, self._expiry = self._expiry, None
+        exec_ = self.current
+        if exec_ is None or expiry is None:
             return
         if now < self.deadline:  # another exec by now
-            self._in_wheel = True
-            self._reactor.wheel.add(self.deadline, self._on_deadline)
+            self._expiry = expiry
+            self._reactor.wheel.add(self.deadline, expiry)
             return
-        exec_ = self.current
         self.current = None
         self.overdue = True
         self.detach()
         self._pool.lane_gone(self)
-        self._owner.exec_overdue()
+        self._owner.exec_overdue(exec_)
         exec_.on_outcome(
             ExecTimeout(f"no answer within exec_ttl ({self.exec_ttl:g} s); worker {self.pid} was killed")
         )
+
+
+class _Expiry:
+    """Entry of a lane in the wheel. An hour of exec_ttl must not keep the lanes of an hour's workers in memory."""
+
+    __slots__ = ("lane",)
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane: Lane | None = lane
+
+    def __call__(self, now: float) -> None:
+        if self.lane is not None:
+            self.lane.on_deadline(now)
 
 
 def garbage_breach(error: FrameError, text: bytes) -> Breach:

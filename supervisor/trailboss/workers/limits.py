@@ -44,14 +44,15 @@ class WorkerLimits:
             return RetireCause.IDLE_TTL
         return None
 
-    def next_check(self, ready_at: float, last_used: float) -> float:
-        """When `due` may say something next; infinity for never."""
+    def next_check(self, now: float, ready_at: float, last_used: float, *, busy: bool) -> float:
+        """When `due` may say something next; infinity for never, always later than `now` unless it is due."""
         times = []
         if self.ttl_seconds:
             times.append(ready_at + self.ttl_seconds)
         if self.idle_ttl_seconds:
-            # Not used yet: look again one idle_ttl later, by then it may have been.
-            times.append((last_used or ready_at) + self.idle_ttl_seconds)
+            # Busy or not used yet: its idle time has not begun, so it cannot be over before one idle_ttl from now.
+            begun = last_used if last_used and not busy else now
+            times.append(begun + self.idle_ttl_seconds)
         return min(times, default=float("inf"))
 
 

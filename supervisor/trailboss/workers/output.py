@@ -19,9 +19,10 @@ __all__ = ["LineDrain"]
 
 log = logger("server")
 
-READ_SIZE = 65536
-#: Bytes taken in one turn; a flooding worker waits for the next one.
-TURN_BYTES_MAX = 4 * READ_SIZE
+#: Bytes taken in one turn: logging a line costs more than reading it, and other objects of the reactor wait meanwhile.
+READ_SIZE = 8192
+#: Bytes read at most when a drain empties a pipe after its writer has gone.
+DRAIN_BYTES_MAX = 16 * 1024 * 1024
 #: Most lines kept for the death record are short; longer ones are cut to this there.
 KEPT_LINE_MAX = 512
 
@@ -44,7 +45,7 @@ class LineDrain:
         self._open = True
         #: Lines that the rate limit kept out of the log.
         self.dropped = 0
-        self._last: deque[str] = deque(maxlen=STDERR_LINES_MAX)
+        self._last: deque[bytes] = deque(maxlen=STDERR_LINES_MAX)
         reactor.register(fd, self.on_readable, None, lambda _error: None)
 
     @property
@@ -54,34 +55,29 @@ class LineDrain:
 
     def last_lines(self) -> tuple[str, ...]:
         """The last lines, oldest first, cut for display."""
-        return tuple(self._last)
+        return tuple(line.decode("utf-8", "backslashreplace") for line in self._last)
 
     def on_readable(self) -> None:
-        """Read a bounded amount; called by the reactor."""
+        """Read once; called by the reactor."""
         self._read_turn()
 
     def _read_turn(self) -> bool:
-        """Read up to TURN_BYTES_MAX; False when there was nothing to read."""
-        got_some = False
-        for _ in range(TURN_BYTES_MAX // READ_SIZE):
-            try:
-                data = os.read(self._fd, READ_SIZE)
-            except BlockingIOError:
-                return got_some
-            except OSError:
-                data = b""
-            if not data:
-                self._finish()
-                return False
-            got_some = True
-            self._take(data)
-            if len(data) < READ_SIZE:
-                return True
+        """Read once; False when there was nothing to read, or the end."""
+        try:
+            data = os.read(self._fd, READ_SIZE)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._finish()
+            return False
+        self._take(data)
         return True
 
     def drain(self) -> None:
         """Read until the pipe is empty or at its end, at most 16 MiB."""
-        for _ in range(64):
+        for _ in range(DRAIN_BYTES_MAX // READ_SIZE):
             if not self._open or not self._read_turn():
                 return
 
@@ -97,6 +93,7 @@ class LineDrain:
             self._line(self._rest)
             self._rest = b""
         if self.dropped:
+            # Said once, at the end; while it goes on, the figure is in `dropped`.
             self._emit(f"[{self.dropped} lines were not logged: above stderr_rate]")
 
     def _take(self, data: bytes) -> None:
@@ -112,15 +109,12 @@ class LineDrain:
     def _line(self, line: bytes) -> None:
         cut, self._cut = self._cut, 0
         line = line.rstrip(b"\r")
+        if not line and not cut:
+            return
         if len(line) > self._line_max:
             cut += len(line) - self._line_max
             line = line[: self._line_max]
-        text = line.decode("utf-8", "backslashreplace")
-        if cut:
-            text += f" [{cut} bytes cut]"
-        if not text:
-            return
-        self._last.append(text[:KEPT_LINE_MAX])
+        self._last.append(line[:KEPT_LINE_MAX])
         if self._rate:
             second = int(self._reactor.now)
             if second != self._second:
@@ -129,4 +123,5 @@ class LineDrain:
             if self._in_second > self._rate:
                 self.dropped += 1
                 return
-        self._emit(text)
+        text = line.decode("utf-8", "backslashreplace")
+        self._emit(f"{text} [{cut} bytes cut]" if cut else text)

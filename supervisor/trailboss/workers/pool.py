@@ -137,17 +137,23 @@ class Slot:
     worker: Worker | None = None
     poked: trio.Event = field(default_factory=trio.Event)
     next_probe: float | None = None
+    #: On trial (a new generation, an added worker): it ends if its first boot fails, instead of trying again.
+    trial: bool = False
     #: First outcome of its boot, for whoever waits for it (reset, add_worker): ready, or the text of the failure.
     booted: trio.Event = field(default_factory=trio.Event)
     failure: str = ""
-    failures: int = 0
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether its worker is not ready and it has failed more than once in a row."""
+        if self.next_probe is not None:
+            return True
+        return self.history.streak > 1 and (self.worker is None or not self.worker.was_ready)
 
 
 class Pool:
     """See the module's text. Public verbs: `submit`, `exec`, `reset`, `add_worker`, `remove_worker`, `run`, `stop`."""
 
-    #: Ready for so long, a worker counts as up: slots that wait for tokens or back-off try at once.
-    SETTLE_SECONDS = 1.0
     #: Memory of the workers is looked at so often where max_worker_memory is set.
     MEMORY_SECONDS = 5.0
 
@@ -193,7 +199,6 @@ class Pool:
         self._finished = trio.Event()
         self._resetting: _SharedReset | None = None
         self._next_reset: _SharedReset | None = None
-        self._boot_failures = 0
         self._last_failure = ""
         #: Called from the reactor when a worker has become idle and nothing waits in the pool's own queue.
         self.idle_listener: Callable[[], None] | None = None
@@ -457,10 +462,10 @@ class Pool:
                 slot.worker.kill("still there when the time to stop was over")
         await self._finished.wait()
 
-    def _add_slot(self, generation: int) -> Slot:
+    def _add_slot(self, generation: int, *, trial: bool = False) -> Slot:
         assert self._nursery is not None
         self._slot_number += 1
-        slot = Slot(self._slot_number, generation)
+        slot = Slot(self._slot_number, generation, trial=trial)
         self._slots.append(slot)
         self._nursery.start_soon(self._run_slot, slot)
         return slot
@@ -490,7 +495,7 @@ class Pool:
                 slot.worker = worker
                 if not slot.wanted and not self.debug:
                     break
-                left = await worker.run()
+                left = await self._live(worker)
                 slot.worker = None
                 self._after_exit(slot, left)
                 if slot.wanted and not self._stop_requested.is_set():
@@ -505,14 +510,27 @@ class Pool:
             if self.debug and self._queue and self._phase is PoolPhase.READY:
                 self._add_debug_slot()
 
+    async def _live(self, worker: Worker) -> WorkerExit:
+        """One life. A supervision boundary: an error of ours in there costs this worker, never the pool."""
+        try:
+            return await worker.run()
+        except Exception as error:
+            log.exception("the owner task of a worker failed", pid=worker.pid, pool=self.name)
+            return WorkerExit(False, False, 0, 0.0, False, f"internal error: {error!r}")
+
     def _after_exit(self, slot: Slot, left: WorkerExit) -> None:
         """Note how a worker left; failures of a boot are told to whoever waits for it."""
-        if not left.was_ready and not left.planned:
-            self._boot_failures += 1
+        if not left.planned:
             self._last_failure = left.text
-            slot.failures += 1
+        if left.planned or self.policy.proved(left.executions, left.ready_seconds):
+            slot.history.streak = 0
+        else:
+            slot.history.streak += 1
+        if not left.was_ready and not left.planned:
             slot.failure = left.text
             slot.booted.set()
+            if slot.trial:
+                slot.wanted = False
             if self._first_start is not None:
                 self._first_start.failed(permanent=left.permanent)
             if self.debug and self._queue:
@@ -526,12 +544,10 @@ class Pool:
     async def _pace(self, slot: Slot, left: WorkerExit) -> None:
         """Wait before the slot's next worker, as the restart policy has it."""
         now = trio.current_time()
-        if left.planned or self.policy.proved(left.executions, left.ready_seconds):
-            slot.history.streak = 0
+        if not slot.history.streak:
             if not left.planned:
                 self._budget.forget(now)
             return
-        slot.history.streak += 1
         wait = slot.history.backoff_seconds(self.policy, self._random.random())
         wait = max(wait, self._budget.take(now))
         if wait <= 0:
@@ -556,12 +572,15 @@ class Pool:
             if slot.worker is worker:
                 slot.failure = ""
                 slot.booted.set()
-        self._boot_failures = 0
         pid = worker.pid
         took = round(worker.ready_at - worker.spawned_at, 4)
         log.info("worker ready", pid=pid, pool=self.name, boot_seconds=took, generation=worker.generation)
         self._set_phase()
         assert worker.lane is not None
+        if self.debug and not self._queue:
+            worker.retire(
+                RetireCause.DEBUG
+            )  # its exec was withdrawn; the next one gets the code of its own time
         if worker.retire_cause is not None:
             worker.lane.retiring = True
         else:
@@ -569,7 +588,7 @@ class Pool:
         self._poke_change()
 
     def worker_settled(self, worker: Worker) -> None:
-        """Owner task: it has been ready for a while; whatever broke the others' boots seems to be over."""
+        """Owner task: it has been ready long enough to count; whatever broke the others' boots seems to be over."""
         for slot in self._slots:
             if slot.worker is worker:
                 slot.history.streak = 0
@@ -658,10 +677,10 @@ class Pool:
         count = max(1, len(old))
         generation = self.generation + 1
         log.info("reset begins", pool=self.name, reason=reason, generation=generation)
-        new = [self._add_slot(generation)]
+        new = [self._add_slot(generation, trial=True)]
         failure = await self._booted(new)
         if not failure and count > 1:
-            new += [self._add_slot(generation) for _ in range(count - 1)]
+            new += [self._add_slot(generation, trial=True) for _ in range(count - 1)]
             failure = await self._booted(new)
         if failure:
             for slot in new:
@@ -670,6 +689,8 @@ class Pool:
             log.error("reset failed, the old workers go on", pool=self.name, text=failure)
             return f"the new workers of the pool {self.name} did not start, the old ones go on: {failure}"
         self.generation = generation
+        for slot in new:
+            slot.trial = False
         deadline = trio.current_time() + self.config.reset_timeout
         leaving = [slot.worker for slot in old if slot.worker is not None]
         for slot in old:
@@ -691,21 +712,24 @@ class Pool:
             await slot.booted.wait()
             if slot.failure:
                 return slot.failure
+            if self._stop_requested.is_set():
+                return "the pool is stopping"
             if slot.worker is None or slot.worker.phase is not WorkerPhase.READY:
-                return "a new worker left right after its start"
+                return f"a new worker left right after its start: {self._last_failure}"
         return ""
 
     async def add_worker(self) -> None:
         """Add one slot and wait for its worker. Raises ResetFailed with the reason if it does not boot."""
         if self._phase not in (PoolPhase.READY, PoolPhase.DEGRADED) or self.debug:
             raise ResetFailed(f"the pool {self.name} takes no further worker now (it is {self._phase.value})")
-        slot = self._add_slot(self.generation)
+        slot = self._add_slot(self.generation, trial=True)
         self.num_workers += 1
-        await slot.booted.wait()
-        if slot.failure:
+        failure = await self._booted([slot])
+        slot.trial = False
+        if failure:
             self._retire_slot(slot, RetireCause.REMOVED, trio.current_time())
             self.num_workers -= 1
-            raise ResetFailed(f"the new worker did not start: {slot.failure}")
+            raise ResetFailed(f"the new worker did not start: {failure}")
 
     async def remove_worker(self) -> None:
         """Retire one worker, an idle one if there is one; the last one always stays (then nothing happens)."""
@@ -727,13 +751,7 @@ class Pool:
     @property
     def ready_workers(self) -> int:
         """Workers that are ready or busy and stay."""
-        return sum(
-            1
-            for slot in self._slots
-            if slot.worker is not None
-            and slot.worker.phase is WorkerPhase.READY
-            and slot.worker.retire_cause is None
-        )
+        return sum(1 for slot in self._slots if slot.worker is not None and slot.worker.is_serving)
 
     @property
     def quorum(self) -> int:
@@ -753,12 +771,12 @@ class Pool:
         before = self._phase
         if before in (PoolPhase.DRAINING, PoolPhase.STOPPED) or self._first_start is not None:
             return
-        hopeless = self._boot_failures or all(slot.next_probe is not None for slot in self._slots)
-        if self.ready_workers or self.debug or not hopeless:
-            # Without a worker, but one is on its way that has not failed before: execs wait for it.
+        wanted = [slot for slot in self._slots if slot.wanted]
+        if self.ready_workers or self.debug:
             self._phase = PoolPhase.READY
-        else:
+        elif wanted and all(slot.is_hopeless for slot in wanted):
             self._phase = PoolPhase.DEGRADED
+        # Otherwise one is on its way that has not failed before: what was ready stays so, and execs wait for it.
         if self._phase is not before:
             if self._phase is PoolPhase.DEGRADED:
                 log.error(
@@ -812,7 +830,7 @@ class Pool:
                     created_ns=worker.created_ns,
                     memory_bytes=resident_bytes(worker.pid),
                     cpu_percent=cpu_percent(worker.pid, worker.created_ns),
-                    command="",
+                    command=worker.command,
                     doing=current.label if current is not None else "",
                     doing_since_seconds=now - lane.started_at
                     if lane is not None and current is not None
@@ -839,7 +857,7 @@ class Pool:
                 continue
             if worker.phase in (WorkerPhase.SPAWNING, WorkerPhase.HANDSHAKING):
                 booting += 1
-            elif worker.retire_cause is not None or worker.phase is not WorkerPhase.READY:
+            elif not worker.is_serving:
                 leaving += 1
             else:
                 ready += 1

@@ -236,7 +236,7 @@ def _spawn(
     try:
         pidfd = os.pidfd_open(popen.pid)
     except OSError as error:
-        popen.kill()
+        os.killpg(popen.pid, signal.SIGKILL)
         popen.wait()
         for fd in ours:
             os.close(fd)
@@ -255,6 +255,8 @@ def _explain(
         missing = (
             "the working directory does not exist" if error.filename == directory else "command not found"
         )
+        if os.path.exists(command):
+            missing = "the interpreter named in its first line does not exist"
         return SpawnFailed(f"cannot start {command!r}{where}: {missing}", permanent=True)
     if isinstance(error, PermissionError):
         who = f" as user {identity.user}" if identity else ""

@@ -28,8 +28,10 @@ __all__ = ["RelayAddress", "RelayError", "RelayHub", "parse_relay"]
 
 log = logger("server")
 
-#: A client has so long to finish its handshake, in seconds.
+#: A client has so long to finish its handshake, in seconds; a connection of a booting worker has its boot_timeout.
 HANDSHAKE_SECONDS_MAX = 10.0
+#: A handshake may be complete before its worker's spawn has been reported; it is kept for so long.
+EARLY_SECONDS_MAX = 1.0
 #: Unfinished handshakes at the same time; more are closed at once.
 PENDING_MAX = 1024
 
@@ -81,6 +83,8 @@ class RelayHub:
         self._pending: dict[int, _Greeting] = {}
         #: Children that wait for their connection, by session id.
         self._expected: dict[int, Callable[[int, bytes], None]] = {}
+        #: Complete handshakes that nobody expects yet, by session id.
+        self._early: dict[int, _Greeting] = {}
 
     def open(self, *, mode: int = 0o600) -> None:
         """Bind and listen. Raises RelayError naming the address, the reason and what to do."""
@@ -126,11 +130,25 @@ class RelayHub:
 
         `rest` is what the worker said behind its hello: nothing, if it keeps to the protocol.
         """
-        self._expected[session] = attach
+        early = self._early.pop(session, None)
+        if early is not None:
+            self._pending.pop(early.fd, None)
+            attach(*early.release())
+        else:
+            self._expected[session] = attach
 
     def forget(self, session: int) -> None:
         """The child of `session` is not waiting any more."""
         self._expected.pop(session, None)
+
+    def is_expected(self, pid: int) -> bool:
+        """Whether `pid` belongs to a child that waits for its connection."""
+        return _session_of(pid) in self._expected
+
+    @property
+    def expects_any(self) -> bool:
+        """Whether any child waits for its connection."""
+        return bool(self._expected)
 
     def _on_connection(self) -> None:
         assert self._socket is not None
@@ -162,24 +180,32 @@ class RelayHub:
 
     def greeted(self, greeting: _Greeting, claimed_pid: int) -> None:
         """A handshake is complete: find whose it is."""
-        self._pending.pop(greeting.fd, None)
         pid = greeting.peer_pid() or claimed_pid
-        try:
-            session = os.getsid(pid)
-        except OSError:
-            session = 0
+        session = _session_of(pid)
         attach = self._expected.pop(session, None)
-        if attach is None:
+        if attach is not None:
+            self._pending.pop(greeting.fd, None)
+            attach(*greeting.release())
+            return
+        if session and session not in self._early:
+            self._early[session] = greeting
+        self._reactor.wheel.add(
+            self._reactor.now + EARLY_SECONDS_MAX, lambda _now: self._turn_away(greeting, pid, claimed_pid)
+        )
+
+    def _turn_away(self, greeting: _Greeting, pid: int, claimed_pid: int) -> None:
+        if not greeting.is_done:
             log.warning(
                 "a relay connection belongs to no worker that is expected", pid=pid, claimed_pid=claimed_pid
             )
             greeting.close()
-            return
-        attach(*greeting.release())
 
     def dropped(self, greeting: _Greeting) -> None:
         """A handshake failed; the connection is closed."""
         self._pending.pop(greeting.fd, None)
+        for session, early in list(self._early.items()):
+            if early is greeting:
+                del self._early[session]
 
 
 class _Greeting:
@@ -191,7 +217,13 @@ class _Greeting:
         self._hub = hub
         self._decoder = FrameDecoder(64 * 1024)
         self._done = False
+        self._greeted = False
         self.fd = connection.fileno()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the connection was given away or closed."""
+        return self._done
 
     def begin(self) -> None:
         """Speak first, then listen."""
@@ -220,11 +252,16 @@ class _Greeting:
             self.close()
             return
         self._decoder.feed(data)
+        if self._greeted:
+            if self._decoder.buffered > 65536:
+                self.close()
+            return
         try:
             frame = self._decoder.next_frame()
             if frame is None:
                 return
             pid = check_handshake(frame)
+            self._greeted = True
         except RemoteProtocolError as error:
             log.warning("a relay connection sent no handshake and was closed", error=str(error))
             self.close()
@@ -238,9 +275,15 @@ class _Greeting:
         return self._connection.detach(), self._decoder.pending_bytes(256)
 
     def _on_deadline(self, _now: float) -> None:
-        if not self._done:
-            log.warning("a relay connection stayed silent and was closed", seconds=HANDSHAKE_SECONDS_MAX)
-            self.close()
+        if self._done or self._greeted:
+            return
+        pid = self.peer_pid()
+        if self._hub.is_expected(pid) if pid else self._hub.expects_any:
+            # A worker connects first and boots then; its own boot_timeout decides, its end closes the connection.
+            self._reactor.wheel.add(self._reactor.now + HANDSHAKE_SECONDS_MAX, self._on_deadline)
+            return
+        log.warning("a relay connection stayed silent and was closed", seconds=HANDSHAKE_SECONDS_MAX)
+        self.close()
 
     def close(self) -> None:
         """Close the connection; harmless when done already."""
@@ -249,6 +292,14 @@ class _Greeting:
             self._reactor.unregister(self.fd)
             self._connection.close()
             self._hub.dropped(self)
+
+
+def _session_of(pid: int) -> int:
+    """Session id of a process, 0 if there is none such."""
+    try:
+        return os.getsid(pid) if pid > 0 else 0
+    except OSError:
+        return 0
 
 
 def _remove_stale_socket(path: str) -> None:

@@ -30,7 +30,7 @@ class RestartPolicy:
 
     def burst(self, num_workers: int) -> float:
         """Tokens of a full bucket: replacements of unproved workers that may happen at once."""
-        return float(max(6, num_workers))
+        return float(max(4, num_workers))
 
     def refill_per_second(self, num_workers: int) -> float:
         """Tokens that come back each second."""

@@ -25,7 +25,7 @@ import trio
 from trailboss.container.contract import CallerRole
 from trailboss.log import logger
 from trailboss.workers.deaths import DeathRecord, quote
-from trailboss.workers.lane import Breach, Exec, Lane, LaneOwner, garbage_breach
+from trailboss.workers.lane import MOVES_MAX, Breach, Exec, Lane, LaneOwner, garbage_breach
 from trailboss.workers.limits import RetireCause, WorkerLimits
 from trailboss.workers.outcome import WorkerDied
 from trailboss.workers.output import LineDrain
@@ -49,6 +49,9 @@ TERM_SECONDS = 1.0
 KILL_SECONDS_MAX = 5.0
 #: stderr of a dead worker is read to its end for at most so long: descendants may hold the pipe.
 LAST_WORDS_SECONDS = 0.2
+#: A boot keeps its place among `boot_parallelism` for at most so long: one that takes longer waits for something,
+#: and must not keep the workers of other pools from booting.
+BOOT_PLACE_SECONDS_MAX = 2.0
 #: A first frame with fewer than 12 bytes that cannot be one is called stray output after this time.
 STRAY_SECONDS = 1.0
 
@@ -110,8 +113,13 @@ class Worker(LaneOwner):
         self.created_ns = 0
         self._settled = False
         self._self_exit = False
+        #: It was told to stop, or asked for it: its end is no death.
+        self._told_to_stop = False
         self._died_in = ""
         self._doing: Exec | None = None
+        self._has_place = False
+        #: Its command line, for people.
+        self.command = ""
 
     def __repr__(self) -> str:
         pid = self.process.pid if self.process else "-"
@@ -121,6 +129,23 @@ class Worker(LaneOwner):
     def pid(self) -> int:
         """Process id, 0 before the spawn."""
         return self.process.pid if self.process else 0
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether its handshake was completed, whatever came later."""
+        return self.lane is not None
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether it is ready or busy, and stays, as far as is known."""
+        lane = self.lane
+        return (
+            self.phase is WorkerPhase.READY
+            and self.retire_cause is None
+            and lane is not None
+            and not lane.closed
+            and not self._exited
+        )
 
     @property
     def is_busy(self) -> bool:
@@ -162,6 +187,8 @@ class Worker(LaneOwner):
 
     def lane_spent(self) -> None:
         """Fact from the reactor: the last answer is given."""
+        if self._ending():
+            return
         if self.retire_cause is None:
             asked = self.lane is not None and self.lane.asked_to_stop
             self.retire_cause = RetireCause.ASKED if asked else RetireCause.MAX_JOBS
@@ -169,8 +196,9 @@ class Worker(LaneOwner):
                 self.retire_cause = RetireCause.DEBUG
         self._poke()
 
-    def exec_overdue(self) -> None:
-        """Fact from the reactor: exec_ttl has passed."""
+    def exec_overdue(self, exec_: Exec) -> None:
+        """Fact from the reactor: exec_ttl has passed over `exec_`, which gets its outcome there."""
+        self._doing = exec_
         self.kill("exec_ttl")
 
     def _poke(self) -> None:
@@ -212,7 +240,9 @@ class Worker(LaneOwner):
     async def _boot(self) -> WorkerExit | None:
         """Spawn and shake hands; None means go on (ready, or already ending)."""
         pool, shop = self._pool, self._shop
-        async with shop.boot_limiter:
+        await shop.boot_limiter.acquire_on_behalf_of(self)
+        self._has_place = True
+        try:
             if self.retire_cause is not None:
                 return WorkerExit(True, False, 0, 0.0, False, "not started")
             self.spawned_at = trio.current_time()
@@ -221,6 +251,7 @@ class Worker(LaneOwner):
             self.created_ns = int(wall * 1e9)
             try:
                 launch = shop.launch(pool.spec)
+                self.command = " ".join(launch.argv)
                 self.process = await spawn(
                     launch.argv, launch.environment, wall=wall, identity=launch.identity, stdin=launch.stdin
                 )
@@ -231,7 +262,14 @@ class Worker(LaneOwner):
             self.phase = WorkerPhase.HANDSHAKING
             self._register(self.process)
             await self._shake_hands(self.process, deadline)
+        finally:
+            self._give_place()
         return None
+
+    def _give_place(self) -> None:
+        if self._has_place:
+            self._has_place = False
+            self._shop.boot_limiter.release_on_behalf_of(self)
 
     def _register(self, process: Process) -> None:
         shop = self._shop
@@ -253,8 +291,14 @@ class Worker(LaneOwner):
 
     def _on_exit(self) -> None:
         assert self.process is not None
+        if not self.process.has_exited():
+            return  # an event of this batch that was meant for a descriptor closed since
         self._shop.reactor.unregister(self.process.pidfd)
         self._exited = True
+        if self.lane is not None and not self.lane.closed:
+            # Nothing new for it. What it has answered is still read, by the owner task.
+            self.lane.retiring = True
+            self._pool.lane_gone(self.lane)
         self._poke()
 
     async def _shake_hands(self, process: Process, deadline: float) -> None:
@@ -272,11 +316,14 @@ class Worker(LaneOwner):
             hub.expect(process.pid, self._connected)
         try:
             while not (self._hello or self._ending() or self.retire_cause is not None):
-                if trio.current_time() >= deadline:
-                    seconds = self._pool.config.boot_timeout
-                    self._breach = Breach("boot_timeout", f"no handshake within boot_timeout ({seconds:g} s)")
+                now = trio.current_time()
+                if now >= deadline:
+                    self._breach = self._boot_breach()
                     break
-                await self._wait(deadline)
+                place_until = self.spawned_at + BOOT_PLACE_SECONDS_MAX
+                if now >= place_until:
+                    self._give_place()
+                await self._wait(min(deadline, place_until) if self._has_place else deadline)
         finally:
             if hub is not None:
                 hub.forget(process.pid)
@@ -284,8 +331,14 @@ class Worker(LaneOwner):
                 shop.reactor.unregister(process.stdout_fd)
         if self._hello and not self._ending():
             self._become_ready(process)
-        elif self._breach is not None and self._breach.cause == "stdout garbage":
+        elif self._breach is not None and self._breach.cause == "stdout garbage" and hub is None:
             await self._read_more_garbage(process)
+
+    def _boot_breach(self) -> Breach:
+        seconds = self._pool.config.boot_timeout
+        text = f"no handshake within boot_timeout ({seconds:g} s)"
+        begun = self._greeting.pending_bytes(256) if self._greeting is not None else b""
+        return Breach("boot_timeout", text + (", only the beginning of one" if begun else ""), begun)
 
     def _on_greeting(self) -> None:
         """Reactor: the worker's first bytes on its standard output."""
@@ -395,17 +448,19 @@ class Worker(LaneOwner):
             return
         while not self._ending() and self.retire_cause is None:
             now = trio.current_time()
+            busy = lane.current is not None
             due = self._limits.due(now, self.ready_at, lane.last_used)
-            if due is not None and not (due is RetireCause.IDLE_TTL and lane.current is not None):
+            if due is not None and not (due is RetireCause.IDLE_TTL and busy):
                 self.retire(due)
                 break
-            check = self._limits.next_check(self.ready_at, lane.last_used)
+            check = self._limits.next_check(now, self.ready_at, lane.last_used, busy=busy)
             if not self._settled:
-                if now >= self.ready_at + self._pool.SETTLE_SECONDS:
+                settled_at = self.ready_at + self._pool.policy.proof_seconds
+                if now >= settled_at:
                     self._settled = True
                     self._pool.worker_settled(self)
                 else:
-                    check = min(check, self.ready_at + self._pool.SETTLE_SECONDS)
+                    check = min(check, settled_at)
             await self._wait(max(check, now + 0.01))
 
     async def _stop(self) -> None:
@@ -415,6 +470,7 @@ class Worker(LaneOwner):
         if self._ending():
             return
         lane = self.lane
+        self._told_to_stop = lane is None or lane.asked_to_stop
         if lane is not None:
             self.phase = WorkerPhase.DRAINING
             while lane.current is not None and not self._ending():
@@ -425,6 +481,7 @@ class Worker(LaneOwner):
             if self._ending():
                 return
             self.phase = WorkerPhase.STOPPING
+            self._told_to_stop = True
             if not lane.closed:
                 lane.send_control(encode_stop())
                 lane.detach()
@@ -458,12 +515,13 @@ class Worker(LaneOwner):
         if closed and not self._exited and not self._kill_cause:
             # Its own exit status says more than our SIGKILL would.
             await self._exits_by(trio.current_time() + SELF_EXIT_SECONDS)
-        phase = self.phase_word
+        phase = "busy" if self._doing is not None else self.phase_word
         self._self_exit = (self._exited or process.has_exited()) and not self._kill_cause
         process.signal_group(signal.SIGKILL)
-        give_up = trio.current_time() + KILL_SECONDS_MAX
-        while not self._exited and trio.current_time() < give_up:
-            await self._wait(give_up)
+        with trio.move_on_after(KILL_SECONDS_MAX):
+            # Not by way of the reactor: when everything is cancelled at once it may be gone already.
+            while not process.has_exited():
+                await trio.lowlevel.wait_readable(process.pidfd)
         shop.reactor.touch()
         if lane is not None and not lane.closed:
             lane.drain()
@@ -471,7 +529,7 @@ class Worker(LaneOwner):
             self._pool.lane_gone(lane)
         await self._last_words()
         shop.reactor.unregister(process.pidfd)
-        if self._exited or process.has_exited():
+        if process.has_exited():
             process.reap()
         else:
             self._pool.reap_later(process)
@@ -505,15 +563,24 @@ class Worker(LaneOwner):
     # --- the report -------------------------------------------------------------------------------------------------
 
     def _settle_exec(self) -> None:
-        """The exec that was under way gets its one outcome: death, with the cause."""
+        """The exec that was under way gets its one outcome: death, with the cause; or another worker."""
         lane = self.lane
         if lane is None or lane.current is None:
             return
-        exec_, lane.current = lane.current, None
+        exec_: Exec = lane.current
+        unread = lane.request_is_unread()
+        lane.current = None
+        exec_.moves += unread
+        if unread and exec_.moves <= MOVES_MAX:
+            self._died_in = "ready"  # it had not begun
+            self._pool.resubmit(exec_)
+            return
         self._doing = exec_
         cause, text = self._cause()
         try:
-            exec_.on_outcome(WorkerDied(f"worker {self.pid} died: {text}", pid=self.pid, cause=cause))
+            exec_.on_outcome(
+                WorkerDied(f"worker {self.pid} died: {text}", pid=self.pid, cause=cause, sent=not unread)
+            )
         except Exception:
             log.exception("the receiver of an outcome failed", pid=self.pid, pool=self._pool.name)
 
@@ -544,9 +611,13 @@ class Worker(LaneOwner):
         was_ready = lane is not None
         executions = lane.executions if lane is not None else 0
         ready_seconds = trio.current_time() - self.ready_at if was_ready else 0.0
-        if self.retire_cause is not None and not self._kill_cause and (self._breach is None or not was_ready):
-            log.info("worker stopped", pid=process.pid, pool=self._pool.name, cause=self.retire_cause.value)
-            return WorkerExit(True, was_ready, executions, ready_seconds, False, self.retire_cause.value)
+        if self.retire_cause is not None and self._ended_as_planned():
+            cause = self.retire_cause
+            log.info("worker stopped", pid=process.pid, pool=self._pool.name, cause=cause.value)
+            # One that asks to go without ever having answered is no better than one that dies: it is paced.
+            planned = cause is not RetireCause.ASKED or executions > 0
+            text = cause.value if planned else "it asked to be replaced before it had answered anything"
+            return WorkerExit(planned, was_ready, executions, ready_seconds, False, text)
         record = self._death_record(process, executions)
         self._shop.deaths.add(record)
         details: dict[str, object] = {}
@@ -571,6 +642,12 @@ class Worker(LaneOwner):
         )
         permanent = record.cause == "script not found"
         return WorkerExit(False, was_ready, executions, ready_seconds, permanent, _with_output(record))
+
+    def _ended_as_planned(self) -> bool:
+        """Whether the end followed our wish. A worker killed by somebody while it finished its last exec has died."""
+        if self._kill_cause or self._doing is not None:
+            return False
+        return self.lane is None or self._told_to_stop
 
     def _death_record(self, process: Process, executions: int) -> DeathRecord:
         cause, text = self._cause()
