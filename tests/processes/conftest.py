@@ -1,54 +1,21 @@
-"""Fixtures of the process tests; puts the folder of helpers that chaos and process tests share on the path."""
+"""The seed of chaos runs, and the folder of helpers that chaos and process tests share."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-import structlog
-
-from .stage import ROOT, Stage, open_stage
 
 SUPPORT = str(Path(__file__).resolve().parent.parent / "support")
 if SUPPORT not in sys.path:
     sys.path.insert(0, SUPPORT)
 
+import chaos_seed  # noqa: E402  the line above makes it findable
 
-@pytest.fixture
-async def stage() -> AsyncIterator[Stage]:
-    """Reactor, guard and workshop, relays over pipes; the invariants are checked afterwards."""
-    async with open_stage() as opened:
-        yield opened
+chaos = chaos_seed.chaos
 
 
-@pytest.fixture
-def log_records() -> Iterator[list[dict[str, object]]]:
-    """The log records of a test, as dictionaries."""
-    with structlog.testing.capture_logs() as captured:
-        yield captured  # type: ignore[misc]
-
-
-@pytest.fixture(scope="session")
-def echo_worker(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The C echo worker, compiled once."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
-    target = tmp_path_factory.mktemp("echo") / "echo_worker"
-    source = ROOT / "tools" / "bench_workers" / "echo_worker.c"
-    command = [compiler, "-O2", "-D_GNU_SOURCE", "-o", str(target), str(source)]
-    subprocess.run(command, check=True, timeout=60)
-    return str(target)
-
-
-@pytest.fixture
-def php() -> str:
-    """The php command."""
-    found = shutil.which("php")
-    if found is None:
-        pytest.skip("needs php-cli")
-    return found
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Define --chaos-seed."""
+    chaos_seed.add_option(parser)

@@ -165,10 +165,9 @@ class Client:
         except OSError as error:
             raise ConnectionGone(str(error)) from error
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Close the connection."""
-        with trio.CancelScope(shield=True):
-            await trio.aclose_forcefully(self.stream)
+        self.stream.socket.close()
 
     async def send(self, data: bytes) -> None:
         """Send bytes as they are. Raises ConnectionGone."""
@@ -339,13 +338,13 @@ async def storm(
                     answers.errors[row["name"], str(error)] += 1
                 except ConnectionGone:
                     answers.gone += 1
-                    await client.aclose()
+                    client.close()
                     client = None
                 answers.took(row["name"], trio.current_time() - began)
                 await trio.sleep(pause)
         finally:
             if client is not None:
-                await client.aclose()
+                client.close()
 
     async with trio.open_nursery() as nursery:
         for number in range(callers):
@@ -414,7 +413,7 @@ class Server:
 
     def start(self) -> None:
         """Start the process; returns at once."""
-        with open(self.folder / "stdout", "ab") as out, open(self.folder / "stderr", "ab") as err:
+        with open(self.folder / "stdout", "wb") as out, open(self.folder / "stderr", "wb") as err:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "trailboss", "serve", *self._arguments],
                 cwd=self.folder,
@@ -541,7 +540,7 @@ class Server:
         try:
             yield client
         finally:
-            await client.aclose()
+            client.close()
 
     async def call(self, method: str, argument: object = True, seconds: float = 20.0) -> Any:
         """One call on a connection of its own."""
@@ -660,13 +659,12 @@ async def serving(
             server.assert_no_traceback()
         await server.expect_nothing_left()
     finally:
-        with trio.CancelScope(shield=True):
-            server.kill()
-            for pid in marked(server.mark):
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+        server.kill()
+        for pid in marked(server.mark):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
 
 
 @dataclass
