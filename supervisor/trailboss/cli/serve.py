@@ -7,7 +7,6 @@ import os
 import click
 
 from trailboss.cli.client import CommandFailed, ConfigurationWrong
-from trailboss.cli.lean import import_structlog_without_rich
 from trailboss.cli.options import Settings, global_flags, settings_of
 from trailboss.cli.stop import PID_FILE
 
@@ -23,7 +22,6 @@ def command(context: click.Context) -> int:
     Exit codes: 0 after a graceful stop; 1 when the start failed or the stop was forced; 2 for a wrong configuration.
     """
     settings = settings_of(context)
-    import_structlog_without_rich()
     from trailboss.config import ConfigError
 
     try:
