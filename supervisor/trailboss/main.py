@@ -14,6 +14,7 @@ import dataclasses
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 from typing import NoReturn
@@ -101,6 +102,8 @@ async def _live(assembly: Assembly, logs: LogSystem, banner: str) -> int:
         nursery.start_soon(live_container)
         await container.finished.wait()
         if container.abandoned:
+            if container.failure is not None:  # `run` cannot raise it any more
+                print(container.failure, file=sys.stderr, flush=True)
             _leave(logs, f"these tasks ignore their cancellation: {', '.join(container.abandoned)}")
         await ended.wait()
         nursery.cancel_scope.cancel(reason="the server has stopped")

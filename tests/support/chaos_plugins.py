@@ -78,14 +78,17 @@ class Recorder(Plugin):
 
 
 def recorder(config: object) -> Plugin:
-    add = Registry.add
+    add, declare = Registry.add, ServerState.declare
+
+    def remembering_declare(self: ServerState, *arguments: Any) -> None:
+        Recorder.state = self
+        declare(self, *arguments)
+
+    ServerState.declare = remembering_declare  # type: ignore[method-assign]
 
     def record(method: RpcMethod, caller: Any) -> None:
-        import gc
-
-        if Recorder.state is None:
-            Recorder.state = next(thing for thing in gc.get_objects() if isinstance(thing, ServerState))
         state = Recorder.state
+        assert state is not None
         line = {
             "method": method.name,
             "access": method.access.value,

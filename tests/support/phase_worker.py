@@ -86,9 +86,17 @@ def record(context: dict[str, object]) -> None:
         log.write(json.dumps({**line, "pid": os.getpid(), "time": time.time()}) + "\n")
 
 
+def wait_for(variable: str) -> None:
+    """Wait until the file named by an environment variable is there; not at all where it names none."""
+    path = os.environ.get(variable)
+    while path and not os.path.exists(path):
+        time.sleep(0.01)
+
+
 def main() -> None:
     """Shake hands and acknowledge jobs until told to stop."""
     reach("boot")
+    wait_for("WAIT_FOR")
     read_frame()
     reach("request")
     write(frame(0x09, (), b'{"pid":%d}' % os.getpid()), "part")
@@ -101,6 +109,8 @@ def main() -> None:
             continue
         record(json.loads(payload[: options[0]]))
         reach("job")
+        if b'"job":"hold"' in payload[: options[0]]:
+            wait_for("HOLD_JOB")
         answer = b'{"type":0,"data":{}}'
         write(frame(0x04, (0,), answer), "answer")
         reach("answered")

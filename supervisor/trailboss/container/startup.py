@@ -180,6 +180,11 @@ class Container:
         """
         return self._tasks.abandoned if hasattr(self, "_tasks") else ()
 
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the start: a PluginFailed or StartFailed, None where nothing did. `run` raises it at its end."""
+        return self._error
+
     async def run(
         self,
         stop: trio.Event,
