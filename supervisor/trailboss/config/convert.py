@@ -17,7 +17,7 @@ import functools
 import math
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -535,10 +535,8 @@ def _read_mapping(
 def _read_environment(
     hint: object, node: Node, name: str, item: dataclasses.Field[object], findings: Findings
 ) -> object:
-    if not isinstance(node.value, dict):
-        raise _Wrong("variables with values are expected here", "write NAME: value, one a line, indented")
     values: dict[str, str] = {}
-    for written, child in node.value.items():
+    for written, child in _written_variables(node):
         variable = written.upper()
         shown = join(name, written) if _KEY_WORD.fullmatch(written) else name
         findings.places[shown] = (child.file, child.line)
@@ -562,6 +560,14 @@ def _read_environment(
         else:
             values[variable] = "" if child.value is None else child.text
     return values
+
+
+def _written_variables(node: Node) -> Iterator[tuple[str, Node]]:
+    """Give names and values; RoadRunner also takes a list of maps (`- NAME: value`), which many of its files have."""
+    for part in node.value if isinstance(node.value, list) else [node]:
+        if not isinstance(part.value, dict):
+            raise _Wrong("variables with values are expected here", "write NAME: value, one a line, indented")
+        yield from part.value.items()
 
 
 _KIND_READERS: Final[dict[Kind, _Reader]] = {

@@ -201,10 +201,8 @@ def _schema_value(hint: object, item: _Key, definitions: dict[str, object]) -> d
     if kind is Kind.COMMAND:
         return {"type": ["string", "array", "null"], "items": _TEXT, "minItems": 1}
     if kind is Kind.ENVIRONMENT:
-        return {
-            "type": ["object", "null"],
-            "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
-        }
+        values = {"additionalProperties": {"type": ["string", "number", "boolean", "null"]}}
+        return {"type": ["object", "array", "null"], **values, "items": {"type": "object", **values}}
     if kind is Kind.MEGABYTES:
         return _schema_value(int, item, definitions)
     if get_origin(hint) is Literal:

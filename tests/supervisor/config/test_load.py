@@ -172,6 +172,14 @@ def test_resolved_values_of_a_pool() -> None:
         ("server: {command: [php, [a]]}", "2: server.command: a list of single texts is expected here"),
         ("server: {command: [a], relay: pipe}", "2: server.relay: not an address"),
         ("server: {command: [a], env: [A=1]}", "2: server.env: variables with values are expected here"),
+        (
+            "server: {command: [a], env: [{A: 1}, B]}",
+            "2: server.env: variables with values are expected here",
+        ),
+        (
+            "server: {command: [a], env: [{A: 1}, {a: 2}]}",
+            "2: server.env.a: the variable is given twice, but for case",
+        ),
         ("server: {command: [a], env: {A: [1]}}", "2: server.env.A: a single text is expected here"),
         (
             "server: {command: [a], env: {A: 1, a: 2}}",
@@ -434,6 +442,18 @@ def test_dotted_keys_stand_for_nested_ones(folder: Folder) -> None:
     assert lines == [
         ".rr.yaml:5: jobs.pool.debug: the key is given twice, or is no dotted name; keep one of the two"
     ]
+
+
+def test_variables_as_a_list_of_pairs(folder: Folder) -> None:
+    """The form that many files for Symfony have; RoadRunner merges the maps of the list."""
+    config = folder.load(
+        HEAD
+        + "server:\n  command: php worker.php\n  env:\n    - app_runtime: A\\B\n    - {C: '${X}', d.e: 1}\n    - F: false\n",
+        environ={"X": "x"},
+    )
+
+    assert config.server is not None
+    assert config.server.env == {"APP_RUNTIME": "A\\B", "C": "x", "D.E": "1", "F": "0"}
 
 
 def test_variables_reach_every_text(folder: Folder) -> None:
