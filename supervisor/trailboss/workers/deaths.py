@@ -80,9 +80,12 @@ class DeathRecord:
     def explain(self) -> str:
         """Several lines for people, as `trailboss why` prints them."""
         when = datetime.datetime.fromtimestamp(self.at).astimezone().isoformat(sep=" ", timespec="seconds")
+        if not self.pid:
+            return f"a worker of pool {self.pool} could not be started at {when}: {self.text}"
+        running = f", running {self.doing}" if self.doing else ""
         lines = [
             f"worker {self.pid} of pool {self.pool} died at {when}: {self.text}",
-            f"  cause: {self.cause}; it was {self.phase}" + (f", running {self.doing}" if self.doing else ""),
+            f"  cause: {self.cause}; it was {self.phase}{running}",
             f"  lived {self.age_seconds:.1f} s, {self.executions} executions",
             f"  CPU {self.user_seconds:.2f} s user, {self.system_seconds:.2f} s system",
             f"  peak memory {self.memory_peak_bytes / 1048576:.1f} MiB",

@@ -2,9 +2,11 @@
 
 Started first, as ``python -I -S guard_process.py INSTANCE``; its standard input is the read end of the lifeline pipe,
 whose only write end is the supervisor's. Lines on it say which process groups exist (``+PID``) and which do not any
-more (``-PID``); ``q`` says that the supervisor ends in good order and has left nothing behind. End of file means the supervisor is dead, even by SIGKILL: the guard then kills those groups, every
-process of their sessions, and every process that carries this instance's mark (TRAILBOSS_INSTANCE) in its
-environment, so a child that moved to a session of its own does not escape; it looks again until nothing is left.
+more (``-PID``); ``q`` says that the supervisor ends in good order and has left no group behind: where nothing else is
+left either, the guard ends at once. End of file means the supervisor is dead, even by SIGKILL: the guard then kills
+those groups, every process of their sessions, and every process that carries this instance's mark
+(TRAILBOSS_INSTANCE) in its environment, so a child that moved to a session of its own does not escape; it looks again
+until nothing is left.
 
 Standard library only, no import of Trailboss: it has to run with nothing but the interpreter and stay small.
 """
@@ -95,14 +97,15 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
     os.dup2(null, 2)
+    os.close(null)
     while True:
         data = os.read(0, 65536)
         if not data:
             break
         *lines, pending = (pending + data).split(b"\n")
         for line in lines:
-            if line == b"q" and not groups:
-                return
+            if line == b"q" and not groups and not find_survivors(groups, mark):
+                return  # otherwise the end of file follows, and with it the hunt for what moved to other sessions
             if line[1:].isdigit():
                 pid = int(line[1:])
                 if line[:1] == b"+":

@@ -89,6 +89,7 @@ class RelayHub:
     def open(self, *, mode: int = 0o600) -> None:
         """Bind and listen. Raises RelayError naming the address, the reason and what to do."""
         address = self.address
+        listener: socket.socket | None = None
         try:
             if address.kind == "unix":
                 _remove_stale_socket(address.path)
@@ -102,6 +103,8 @@ class RelayHub:
                 if not address.port:
                     self.address = RelayAddress("tcp", address.host or "127.0.0.1", listener.getsockname()[1])
         except OSError as error:
+            if listener is not None:
+                listener.close()
             raise RelayError(
                 f"server.relay: cannot listen on {address.exported}: {error.strerror or error}; "
                 "choose another address or stop the process that uses it"
@@ -180,15 +183,19 @@ class RelayHub:
 
     def greeted(self, greeting: _Greeting, claimed_pid: int) -> None:
         """A handshake is complete: find whose it is."""
-        pid = greeting.peer_pid() or claimed_pid
+        pid = greeting.peer_pid()
+        if not pid and greeting.is_held_by(claimed_pid):
+            pid = claimed_pid
         session = _session_of(pid)
         attach = self._expected.pop(session, None)
         if attach is not None:
             self._pending.pop(greeting.fd, None)
             attach(*greeting.release())
             return
-        if session and session not in self._early:
-            self._early[session] = greeting
+        if not session or session in self._early:
+            self._turn_away(greeting, pid, claimed_pid)
+            return
+        self._early[session] = greeting
         self._reactor.wheel.add(
             self._reactor.now + EARLY_SECONDS_MAX, lambda _now: self._turn_away(greeting, pid, claimed_pid)
         )
@@ -240,6 +247,28 @@ class _Greeting:
             return 0
         data = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         return int(struct.unpack("iII", data)[0])
+
+    def is_held_by(self, pid: int) -> bool:
+        """Whether the other end of this TCP connection is a descriptor of process `pid`, as it claims.
+
+        Yes where the machine does not tell: no /proc, or a process that we may not look into.
+        """
+        try:
+            inode = _tcp_inode(self._connection.getpeername(), self._connection.getsockname())
+            if not inode:
+                return False
+            names = os.listdir(f"/proc/{pid}/fd")
+        except PermissionError:
+            return True
+        except OSError:
+            return not os.path.exists("/proc/net/tcp")
+        for name in names:
+            try:
+                if os.readlink(f"/proc/{pid}/fd/{name}") == f"socket:[{inode}]":
+                    return True
+            except OSError:
+                continue
+        return False
 
     def _on_readable(self) -> None:
         try:
@@ -300,6 +329,28 @@ def _session_of(pid: int) -> int:
         return os.getsid(pid) if pid > 0 else 0
     except OSError:
         return 0
+
+
+def _tcp_inode(local: tuple[str, int], remote: tuple[str, int]) -> str:
+    """Inode of the socket of this machine that is bound to `local` and connected to `remote`; "" if there is none."""
+    ours, theirs = map(_as_in_proc, (local, remote))
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(table, encoding="ascii") as file:
+                for line in file:
+                    fields = line.split()
+                    # In tcp6 a mapped IPv4 address has 24 digits in front of the ones that tcp shows.
+                    if fields[1].endswith(ours) and fields[2].endswith(theirs) and fields[9] != "0":
+                        return fields[9]
+        except FileNotFoundError:
+            if table == "/proc/net/tcp":
+                raise
+    return ""
+
+
+def _as_in_proc(address: tuple[str, int]) -> str:
+    number: int = struct.unpack("=I", socket.inet_aton(address[0]))[0]
+    return f"{number:08X}:{address[1]:04X}"
 
 
 def _remove_stale_socket(path: str) -> None:

@@ -89,13 +89,12 @@ class Workshop:
         self.boot_limiter = trio.CapacityLimiter(self.settings.resolved_boot_parallelism)
 
     def base_environment(self) -> dict[str, str]:
-        """Environment of every process this server starts, without the plugin's own variables."""
+        """Environment of every process this server starts: its own, where RPC is, its mark. No `server.env`."""
         environment = child_environment(os.environ)
         if self.rpc_address:
             environment["RR_RPC"] = self.rpc_address
         else:
             environment.pop("RR_RPC", None)
-        environment.update(self.settings.env)
         environment["RR_VERSION"] = ROADRUNNER_COMPAT_VERSION
         environment[INSTANCE_VARIABLE] = self.guard.instance
         return environment
@@ -106,7 +105,11 @@ class Workshop:
         Raises LookupError with a text for people when the configured user does not exist.
         """
         environment = self.base_environment()
+        environment.update(self.settings.env)
+        # These must be right, whatever `server.env` says.
         environment["RR_RELAY"] = self.hub.address.exported if self.hub is not None else "pipes"
+        environment["RR_VERSION"] = ROADRUNNER_COMPAT_VERSION
+        environment[INSTANCE_VARIABLE] = self.guard.instance
         environment["RR_MODE"] = spec.mode
         environment.update(spec.extra_env)
         command = spec.config.command or self.settings.command

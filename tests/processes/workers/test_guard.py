@@ -1,0 +1,98 @@
+"""The lifeline: whatever ends the supervisor, nothing of it lives 2 s later."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import trio
+
+from .stage import PROGRAMS, Stage, is_alive, marked_processes, until
+
+SUPERVISOR = PROGRAMS / "small_supervisor.py"
+
+
+def _start(phase: str) -> tuple[subprocess.Popen[str], list[int], int, str]:
+    """Start a small supervisor; returns it, the pids of its tree, its guard's pid and its mark."""
+    process = subprocess.Popen(
+        [sys.executable, str(SUPERVISOR), phase], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    words = process.stdout.readline().split()
+    assert words, "the small supervisor did not start"
+    return process, [int(word) for word in words[2:]], int(words[1]), words[0]
+
+
+@pytest.mark.parametrize("phase", ["idle", "busy", "booting", "guard-killed", "guard-stopped"])
+def test_supervisor_killed(phase: str) -> None:
+    """SIGKILL to the supervisor: workers, their children, and a child in a session of its own are gone within 2 s."""
+    process, pids, guard_pid, instance = _start(phase)
+    with process:
+        assert len(pids) >= 2
+        assert all(map(is_alive, pids)), pids
+        begun = time.monotonic()
+        process.kill()
+        while time.monotonic() - begun < 4 and (any(map(is_alive, pids)) or marked_processes(instance)):
+            time.sleep(0.01)
+        took = time.monotonic() - begun
+        left = [pid for pid in pids if is_alive(pid)] + marked_processes(instance)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+    assert left == []
+    assert took < 2
+    print(f"{phase}: all {len(pids)} processes gone after {took:.2f} s")
+    deadline = time.monotonic() + 5
+    while is_alive(guard_pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_alive(guard_pid)
+
+
+async def test_guard_is_replaced(stage: Stage) -> None:
+    """A guard that is killed is replaced and told everything anew; workers do not notice."""
+    pool = await stage.pool(num_workers=2)
+    workers = {worker.pid for worker in pool.workers()}
+    for number in range(3):
+        old = stage.guard.pid
+        stage.guard.kill_now()
+        await until(lambda old=old: stage.guard.pid not in (0, old), 5)
+        assert stage.guard.replaced == number + 1
+        assert not is_alive(old)
+    assert {worker.pid for worker in pool.workers()} == workers
+    assert await stage.ask(pool, "echo", b"unharmed") == b"unharmed"
+    assert stage.deaths == []
+
+
+async def test_stopped_guard_never_ends_living_workers(stage: Stage) -> None:
+    """A guard stopped for so long that its pipe is full is replaced; waking up it harms nobody."""
+    pool = await stage.pool(num_workers=1)
+    pid = await stage.ask(pool, "pid")
+    old = stage.guard.pid
+    os.kill(old, signal.SIGSTOP)
+    for number in range(20_000):  # more than a pipe holds
+        stage.guard._tell(b"-%d\n" % (10_000_000 + number))
+    with pytest.raises(ProcessLookupError):
+        await until(lambda: stage.guard.pid not in (0, old), 5)
+        os.kill(old, signal.SIGCONT)
+    with trio.fail_after(5):
+        assert await stage.ask(pool, "pid") == pid
+    assert stage.deaths == []
+
+
+def test_guard_has_no_environment_and_few_descriptors() -> None:
+    """The guard is small: no environment of the supervisor but PATH, descriptors 0-2."""
+    process, pids, guard_pid, _ = _start("idle")
+    with process:
+        environment = pathlib.Path(f"/proc/{guard_pid}/environ").read_bytes().split(b"\0")
+        descriptors = set(os.listdir(f"/proc/{guard_pid}/fd"))
+        process.kill()
+        deadline = time.monotonic() + 5
+        while any(map(is_alive, [*pids, guard_pid])) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    names = {entry.partition(b"=")[0] for entry in environment if entry}
+    assert names <= {b"PATH", b"LC_CTYPE"}
+    assert descriptors == {"0", "1", "2"}

@@ -1,0 +1,216 @@
+"""The reactor and its wheel: readiness, containment, deadlines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import trio
+
+from trailboss.reactor import Reactor, Wheel
+
+
+@pytest.fixture
+async def reactor(nursery: trio.Nursery) -> AsyncIterator[Reactor]:
+    """A running reactor."""
+    reactor = Reactor()
+    await nursery.start(reactor.run)
+    yield reactor
+    nursery.cancel_scope.cancel()
+    reactor.close()
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """A non-blocking pipe."""
+    ends = os.pipe()
+    for fd in ends:
+        os.set_blocking(fd, False)
+    yield ends
+    for fd in ends:
+        try:
+            os.close(fd)
+        except OSError:
+            pass  # the test closed it
+
+
+async def test_readable(reactor: Reactor, pipe: tuple[int, int]) -> None:
+    """The object is called when there is something to read, and not after it was unregistered."""
+    read, write = pipe
+    got = trio.Event()
+    calls = []
+
+    def on_readable() -> None:
+        calls.append(os.read(read, 100))
+        got.set()
+
+    reactor.register(read, on_readable)
+    with pytest.raises(FileExistsError):
+        reactor.register(read, on_readable)
+    os.write(write, b"one")
+    with trio.fail_after(2):
+        await got.wait()
+    assert calls == [b"one"]
+    reactor.unregister(read)
+    reactor.unregister(read)
+    os.write(write, b"two")
+    await trio.testing.wait_all_tasks_blocked(0.02)
+    assert calls == [b"one"]
+
+
+async def test_failing_object_is_closed_and_others_go_on(reactor: Reactor, pipe: tuple[int, int]) -> None:
+    """An exception costs its object; `on_error` hears of it after the descriptor was unregistered."""
+    read, write = pipe
+    told = trio.Event()
+    errors: list[BaseException] = []
+
+    def fails() -> None:
+        raise ValueError("mine")
+
+    def on_error(error: BaseException) -> None:
+        errors.append(error)
+        assert not reactor.is_registered(read)
+        told.set()
+
+    reactor.register(read, fails, None, on_error)
+    os.write(write, b"x")
+    with trio.fail_after(2):
+        await told.wait()
+    assert isinstance(errors[0], ValueError)
+    assert reactor.failures == 1
+    ran = trio.Event()
+    reactor.call_soon(ran.set)
+    with trio.fail_after(2):
+        await ran.wait()
+
+
+async def test_failing_deferred_call(reactor: Reactor) -> None:
+    """A deferred call that raises does not keep the next one from running."""
+    ran = trio.Event()
+
+    def fails() -> None:
+        raise ValueError("mine")
+
+    reactor.call_soon(fails)
+    reactor.call_soon(ran.set)
+    with trio.fail_after(2):
+        await ran.wait()
+    assert reactor.failures == 1
+
+
+async def test_writer_hears_of_the_closed_reader(reactor: Reactor, pipe: tuple[int, int]) -> None:
+    """A write end is silent until its reader goes away."""
+    read, write = pipe
+    told = trio.Event()
+
+    def on_writable() -> None:
+        reactor.unregister(write)
+        told.set()
+
+    reactor.register_writer(write, on_writable)
+    await trio.testing.wait_all_tasks_blocked(0.02)
+    assert not told.is_set()
+    os.close(read)
+    with trio.fail_after(2):
+        await told.wait()
+
+
+async def test_paused_reader(reactor: Reactor, pipe: tuple[int, int]) -> None:
+    """Back-pressure: paused, it is not called; resumed, it is."""
+    read, write = pipe
+    got = trio.Event()
+
+    def on_readable() -> None:
+        os.read(read, 100)
+        got.set()
+
+    reactor.register(read, on_readable)
+    reactor.pause_read(read, True)
+    os.write(write, b"x")
+    await trio.testing.wait_all_tasks_blocked(0.02)
+    assert not got.is_set()
+    reactor.pause_read(read, False)
+    with trio.fail_after(2):
+        await got.wait()
+    reactor.unregister(read)
+
+
+async def test_tasks_get_their_turn(reactor: Reactor, pipe: tuple[int, int]) -> None:
+    """An object that is always ready does not starve the tasks."""
+    read, write = pipe
+    calls = 0
+
+    def on_readable() -> None:
+        nonlocal calls
+        calls += 1
+
+    reactor.register(read, on_readable)
+    os.write(write, b"x")
+    with trio.fail_after(5):
+        for _ in range(20):
+            await trio.lowlevel.checkpoint()
+        before = calls
+        await trio.sleep(0.05)
+    assert calls > before
+    reactor.unregister(read)
+
+
+async def test_idle_reactor_does_nothing(reactor: Reactor) -> None:
+    """Nothing to do: no batch, no wake-up."""
+    await trio.testing.wait_all_tasks_blocked(0.02)
+    before = reactor.batches
+    await trio.sleep(0.1)
+    assert reactor.batches == before
+
+
+def test_wheel_is_never_early_and_one_tick_late_at_most() -> None:
+    """Each callback runs once, at its deadline or up to a tick later, in order."""
+    wheel = Wheel()
+    fired: list[tuple[float, float]] = []
+    for number in range(200):
+        deadline = 10 + number * 0.0037
+        wheel.add(deadline, lambda now, deadline=deadline: fired.append((deadline, now)))  # type: ignore[misc]
+    assert len(wheel) == 200
+    now = 10.0
+    while wheel.next_deadline() is not None:
+        now = max(now, wheel.next_deadline() or 0)
+        wheel.expire(now)
+    assert len(fired) == 200
+    assert all(deadline <= now <= deadline + Wheel.TICK_SECONDS + 1e-9 for deadline, now in fired)
+    assert [deadline for deadline, _ in fired] == sorted(deadline for deadline, _ in fired)
+
+
+def test_wheel_contains_failures_and_takes_new_entries_meanwhile() -> None:
+    """A failing callback is dropped; one that adds itself again does not run twice in one turn."""
+    wheel = Wheel()
+    ran = []
+
+    def fails(_now: float) -> None:
+        raise ValueError("mine")
+
+    def again(now: float) -> None:
+        ran.append(now)
+        wheel.add(now, again)
+
+    wheel.add(1.0, fails)
+    wheel.add(1.0, again)
+    assert wheel.expire(1.05) == 2
+    assert ran == [1.05]
+    assert wheel.expire(1.05) == 0
+    assert wheel.expire(1.08) == 1
+
+
+async def test_wheel_wakes_for_an_earlier_deadline(autojump_clock: trio.testing.MockClock) -> None:
+    """An entry that is due before the one waited for is run in its own time."""
+    wheel = Wheel()
+    times: list[float] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wheel.run, trio.current_time)
+        start = trio.current_time()
+        wheel.add(start + 100, lambda now: times.append(now - start))
+        await trio.sleep(1)
+        wheel.add(start + 2, lambda now: times.append(now - start))
+        await trio.sleep(200)
+        nursery.cancel_scope.cancel()
+    assert times == [pytest.approx(2, abs=0.03), pytest.approx(100, abs=0.03)]
