@@ -267,6 +267,9 @@ class Pool:
         if self._phase in (PoolPhase.DRAINING, PoolPhase.STOPPED) and not self._any_lane():
             self._refuse(exec_, PoolClosed(f"the pool {self.name} is stopping"))
             return
+        if self._phase is PoolPhase.DEGRADED:
+            self._refuse(exec_, PoolDegraded(self._degraded_text()))
+            return
         exec_.deadline = self._reactor.now + self.config.queue_timeout
         self._queue.appendleft(exec_)
         self._watch_queue()

@@ -317,7 +317,7 @@ def test_exactly_one_outcome_or_one_breach(data: bytes, piece: int, close: bool)
             assert scene.owner.breaches
         if scene.outcomes and isinstance(scene.outcomes[0], Answer):
             answer = scene.outcomes[0]
-            assert answer_frame(answer.context, answer.body, answer.flags)[10:] in data
+            assert answer_frame(answer.context, answer.body, answer.flags)[12:] in data
         assert (scene.lane.current is None) == bool(scene.outcomes or scene.pool.resubmitted)
     finally:
         scene.close()
