@@ -27,13 +27,26 @@ class PipelineState(enum.Enum):
 class Pipeline:
     """One queue under its name, with the driver that keeps its jobs."""
 
-    __slots__ = ("_middle", "_tail", "driver", "failure", "name", "priority", "state", "stopped", "stopping")
+    __slots__ = (
+        "_middle",
+        "_tail",
+        "driver",
+        "failure",
+        "name",
+        "priority",
+        "state",
+        "stopped",
+        "stopping",
+        "wanted",
+    )
 
     def __init__(self, name: str, priority: int, driver: JobsDriver) -> None:
         self.name = name
         self.priority = priority
         self.driver = driver
         self.state = PipelineState.PAUSED
+        #: What somebody has asked for by Pause or Resume; None: the configuration decides.
+        self.wanted: PipelineState | None = None
         self.failure = ""  #: why the driver has ended by itself, or ""
         self.stopping = trio.Event()
         self.stopped = trio.Event()

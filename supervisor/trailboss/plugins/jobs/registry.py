@@ -17,7 +17,7 @@ from trailboss.log import logger
 from trailboss.plugins.jobs.contract import Books, DriverHost, DriverSettings, settled
 from trailboss.plugins.jobs.dispatch import Dispatcher
 from trailboss.plugins.jobs.drivers import UnknownDriver, make_driver
-from trailboss.plugins.jobs.pipeline import Pipeline
+from trailboss.plugins.jobs.pipeline import Pipeline, PipelineState
 
 __all__ = ["Pipelines"]
 
@@ -55,6 +55,18 @@ class Pipelines:
         pipeline = Pipeline(name, priority, make_driver(kind, settings, self._host))
         self.by_name[name] = pipeline
         return pipeline
+
+    def find(self, name: str) -> Pipeline | None:
+        """Return the pipeline `name`; where there is none, the only one whose name differs in nothing but case.
+
+        RoadRunner turns the names of its configuration to lower case, so its clients push to lower-case names.
+        """
+        pipeline = self.by_name.get(name)
+        if pipeline is not None:
+            return pipeline
+        folded = name.casefold()
+        alike = [other for known, other in self.by_name.items() if known.casefold() == folded]
+        return alike[0] if len(alike) == 1 else None
 
     # --- connecting --------------------------------------------------------------------------------------------------
 
@@ -108,14 +120,15 @@ class Pipelines:
     # --- verbs -------------------------------------------------------------------------------------------------------
 
     def consume_configured(self) -> None:
-        """Consume the pipelines of `jobs.consume` that exist."""
+        """Consume the pipelines of `jobs.consume` that exist, but for those that were paused on purpose meanwhile."""
         for name in self._consume:
             pipeline = self.by_name.get(name)
-            if pipeline is not None and not pipeline.failure:
+            if pipeline is not None and not pipeline.failure and pipeline.wanted is not PipelineState.PAUSED:
                 self._dispatcher.consume(pipeline)
 
     def pause(self, pipeline: Pipeline) -> Awaitable[None] | None:
-        """Hand out no further job of `pipeline`."""
+        """Hand out no further job of `pipeline`; before the start is over too, that will not consume it then."""
+        pipeline.wanted = PipelineState.PAUSED
         self._dispatcher.pause(pipeline)
         log.info("pipeline paused", pipeline=pipeline.name)
         return pipeline.driver.pause()
@@ -124,6 +137,7 @@ class Pipelines:
         """Hand out the jobs of `pipeline`. Raises RpcRefused where it is out of order."""
         if pipeline.failure:
             raise RpcRefused(f"pipeline {pipeline.name} is out of order: {pipeline.failure}")
+        pipeline.wanted = PipelineState.CONSUMED
         log.info("pipeline resumed", pipeline=pipeline.name)
         pending = pipeline.driver.resume()
         self._dispatcher.consume(pipeline)

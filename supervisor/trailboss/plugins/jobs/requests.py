@@ -11,7 +11,6 @@ import base64
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from json.encoder import encode_basestring_ascii as quote
-from sys import intern
 from typing import Final
 
 from trailboss.container.contract import Access, Caller, RpcMethod, RpcRefused
@@ -34,6 +33,8 @@ _EMPTY: Final = jobs_pb2.Empty()
 _DEAD_LIMIT: Final = 100
 _DEAD_LIMIT_MAX: Final = 1000
 _PAYLOAD_SHOWN_BYTES_MAX: Final = 65536
+_NAMES_SHARED_MAX: Final = 4096
+_NAME_CHARS_SHARED_MAX: Final = 256
 
 
 class JobsRequests:
@@ -44,6 +45,7 @@ class JobsRequests:
         self._by_name = pipelines.by_name
         self._pump = pump
         self._timeout_seconds = timeout_seconds
+        self._names: dict[str, str] = {}
 
     def methods(self) -> list[RpcMethod]:
         """Return the table of methods."""
@@ -176,7 +178,7 @@ class JobsRequests:
         if not job_id:
             raise RpcRefused(f"{operation}: empty ID field not allowed")
         options = message.options
-        pipeline = self._by_name.get(options.pipeline)
+        pipeline = self._by_name.get(options.pipeline) or self._pipelines.find(options.pipeline)
         if pipeline is None:
             raise RpcRefused(f"no such pipeline, requested: {options.pipeline}")
         if pipeline.failure:
@@ -184,7 +186,7 @@ class JobsRequests:
         headers = message.headers
         job = Job(
             job_id,
-            intern(message.job),  # a million jobs have a handful of names
+            self._shared(message.job),
             message.payload,
             _store_headers(headers) if headers else NO_HEADERS,
             options.priority or pipeline.priority,
@@ -192,6 +194,18 @@ class JobsRequests:
             options.auto_ack,
         )
         return pipeline, job
+
+    def _shared(self, name: str) -> str:
+        """Return one object for equal names: a million jobs have a handful of them. Not `intern`, which may never forget."""
+        names = self._names
+        shared = names.get(name)
+        if shared is not None:
+            return shared
+        if len(name) <= _NAME_CHARS_SHARED_MAX:
+            if len(names) >= _NAMES_SHARED_MAX:
+                names.clear()
+            names[name] = name
+        return name
 
     def _check_places(self, jobs_by_pipeline: Mapping[Pipeline, Sequence[Job]]) -> None:
         """Raise RpcRefused unless every part of a batch fits, also where pipelines share their places."""
@@ -245,7 +259,7 @@ class JobsRequests:
         return tuple(found.values())
 
     def _find(self, name: str) -> Pipeline:
-        pipeline = self._by_name.get(name)
+        pipeline = self._pipelines.find(name)
         if pipeline is None:
             raise RpcRefused(f"no such pipeline, requested: {name}")
         return pipeline

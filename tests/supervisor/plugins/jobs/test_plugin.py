@@ -65,6 +65,20 @@ async def test_nothing_runs_before_open(start_server) -> None:
         assert sorted(server.running_ids()) == ["a", "b"]
 
 
+async def test_a_pause_before_the_start_is_over_stays(start_server) -> None:
+    """What on_init pauses is not consumed at the end of the start; a later resume is, and so is one before it."""
+    three = ("a", "b", "c")
+    async with start_server(pipelines=three, consume=("a", "b"), num_workers=9, opened=False) as server:
+        await server.call("jobs.Pause", jobs_pb2.Pipelines(pipelines=["a", "b"]))
+        await server.call("jobs.Resume", jobs_pb2.Pipelines(pipelines=["b", "c"]))
+        for name in three:
+            await server.push(name, name)
+        await server.plugin.open()
+        assert server.running_ids() == ["b", "c"]
+        await server.call("jobs.Resume", jobs_pb2.Pipelines(pipelines=["a"]))
+        assert server.running_ids() == ["b", "c", "a"]
+
+
 async def test_drain_waits_for_what_runs(start_server) -> None:
     """After close_intake nothing new runs; drain returns when the last run is settled."""
     async with start_server(num_workers=2) as server:

@@ -50,6 +50,35 @@ async def test_push_refusals(start_server, push: jobs_pb2.PushRequest, expected:
         assert server.books.pushed == 0
 
 
+async def test_names_that_differ_in_case_only_are_found(start_server) -> None:
+    """RoadRunner's clients use lower-case names; an exact name wins, and two that are alike are not guessed at."""
+    async with start_server(pipelines=("myQueue", "Twin", "twin"), consume=(), opened=False) as server:
+        for pushed in ("myqueue", "myQueue", "MYQUEUE", "twin", "Twin"):
+            await server.push("a", pushed)
+        await server.call("jobs.Resume", jobs_pb2.Pipelines(pipelines=["myqueue"]))
+        with pytest.raises(RpcRefused, match="no such pipeline, requested: TWIN"):
+            await server.push("a", "TWIN")
+        waiting = {name: item.books().waiting for name, item in server.plugin.pipelines.by_name.items()}
+        assert waiting == {"myQueue": 3, "Twin": 1, "twin": 1}
+
+
+async def test_names_of_jobs_are_shared_but_not_for_ever(start_server) -> None:
+    """Jobs of one name share one text, and a client with ever new names does not make the table grow."""
+    async with start_server(opened=False) as server:
+        table = server.plugin._requests._names
+        for number in range(5000):
+            name = "App\\Long" * 100 if number == 3 else f"App\\Task{number}"
+            for job_id in ("first", "second"):
+                message = make_job(job_id)
+                message.job = name
+                await server.call("jobs.Push", jobs_pb2.PushRequest(job=message))
+        ready = server.plugin.pipelines.by_name["main"].driver.ready
+        first, second = ready.pop(), ready.pop()
+        assert first.name is second.name
+        assert 0 < len(table) <= 4096
+        assert max(map(len, table)) <= 256
+
+
 @pytest.mark.parametrize(
     ("priority", "expected"), [(0, 10), (3, 3), (-1, -1), (2**63 - 1, 2**63 - 1), (-(2**63), -(2**63))]
 )
