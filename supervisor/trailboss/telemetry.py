@@ -85,7 +85,7 @@ class Telemetry:
 
     def __init__(self) -> None:
         self._backend: TelemetryBackend | None = None
-        self.failures = 0  #: spans that could not be made
+        self.failures = 0  #: calls of the backend, or of its spans, that raised
 
     @property
     def active(self) -> bool:
@@ -106,7 +106,27 @@ class Telemetry:
         try:
             return backend.start(name, attributes, parent)
         except Exception as error:
-            self.failures += 1
-            if self.failures == 1:
-                log.warning("a span could not be made", span=name, error=str(error))
+            self._contain(error, name)
             return NO_SPAN
+
+    def headers(self, span: Span) -> Mapping[str, str]:
+        """Return ``span.headers``, or none where they cannot be had. Never raises."""
+        try:
+            return span.headers
+        except Exception as error:
+            self._contain(error, "")
+            return _NO_HEADERS
+
+    def finish(self, span: Span, failure: str = "") -> None:
+        """End `span`, as failed if there is a text. Never raises: whatever it stands for goes on after this call."""
+        try:
+            if failure:
+                span.fail(failure)
+            span.end()
+        except Exception as error:
+            self._contain(error, "")
+
+    def _contain(self, error: Exception, name: str) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            log.warning("spans are not recorded as they should be", span=name, error=str(error))

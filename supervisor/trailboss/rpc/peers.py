@@ -57,6 +57,7 @@ class TracedPeer:
 
     def __init__(self, peer: Peer, request: RpcRequest, telemetry: Telemetry) -> None:
         self._peer = peer
+        self._telemetry = telemetry
         service, _, method = request.method.rpartition(".")
         self._span = telemetry.start(
             f"rpc {request.method}",
@@ -89,13 +90,12 @@ class TracedPeer:
 
     def answer(self, request: RpcRequest, result: bytes) -> None:
         """Send an answer and end the span."""
-        self._span.end()
+        self._telemetry.finish(self._span)
         self._peer.answer(request, result)
 
     def answer_error(self, request: RpcRequest, text: str) -> None:
         """Send an error answer and end the span as failed."""
-        self._span.fail(text)
-        self._span.end()
+        self._telemetry.finish(self._span, text or "error")
         self._peer.answer_error(request, text)
 
     def call_started(self) -> None:
@@ -104,7 +104,7 @@ class TracedPeer:
 
     def call_ended(self) -> None:
         """Take note that the task has ended; a call that was dropped has no answer that could end the span."""
-        self._span.end()
+        self._telemetry.finish(self._span)
         self._peer.call_ended()
 
     def end_intake(self) -> None:

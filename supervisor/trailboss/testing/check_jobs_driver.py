@@ -163,6 +163,22 @@ async def one_priority_is_first_in_first_out(make: MakeDriver) -> None:
         assert await bench.take_ids(200) == names
 
 
+async def what_is_ready_can_be_received(make: MakeDriver) -> None:
+    """As long as `ready` holds a job, `receive` returns one: the dispatcher stops at a driver that returns None."""
+    async with _bench(make).running() as bench:
+        for name in "abc":
+            await bench.push(_job(name))
+        received = 0
+        with trio.move_on_after(SOON_SECONDS):
+            while received < 3:
+                while len(bench.driver.ready):
+                    assert bench.driver.receive() is not None, "receive returned None although jobs are ready"
+                    received += 1
+                await trio.sleep(0.01)
+        assert received == 3
+        assert bench.driver.receive() is None
+
+
 async def everything_about_a_job_is_kept(make: MakeDriver) -> None:
     """Id, name, payload, headers and priority come back as they were pushed."""
     async with _bench(make).running() as bench:
@@ -370,6 +386,7 @@ async def a_job_is_settled_once(make: MakeDriver) -> None:
 JOBS_DRIVER_CHECKS: Final[Sequence[Check]] = (
     urgent_jobs_come_first,
     one_priority_is_first_in_first_out,
+    what_is_ready_can_be_received,
     everything_about_a_job_is_kept,
     an_acked_job_never_comes_back,
     a_job_given_back_keeps_its_place,

@@ -92,7 +92,8 @@ class Dispatcher:
         self._wake_at = wake_at
         self._await_later = await_later
         # A debug pool has no idle workers: it starts one for each exec. So many may be at it at the same time.
-        self._debug_runs_max = debug_runs_max
+        # One whose workers die before they get a job is tried with one at a time, so that the pace below is that of all.
+        self._debug_runs_max = self._debug_runs = debug_runs_max
         self._merge: Merge[Job] = Merge()
         self._open = False
         self._pumping = False
@@ -152,11 +153,13 @@ class Dispatcher:
         self._pumping = True
         merge = self._merge
         try:
-            while (pool.idle_count > 0 or self.in_flight < self._debug_runs_max) and not self._refused:
+            while (pool.idle_count > 0 or self.in_flight < self._debug_runs) and not self._refused:
                 queue = merge.best()
                 if queue is None:
                     return
-                self._start(pool, queue.owner)  # type: ignore[arg-type] # every queue here belongs to a Pipeline
+                # Every queue here belongs to a Pipeline.
+                if not self._start(pool, queue.owner):  # type: ignore[arg-type]
+                    return  # its driver will say when there is more
         finally:
             self._pumping = False
 
@@ -169,11 +172,12 @@ class Dispatcher:
         self._refused = False
         self.pump()
 
-    def _start(self, pool: JobsPool, pipeline: Pipeline) -> None:
+    def _start(self, pool: JobsPool, pipeline: Pipeline) -> bool:
+        """Hand one job to `pool`; False where the driver had none after all."""
         driver = pipeline.driver
         job = driver.receive()
         if job is None:
-            return
+            return False
         job.attempts += 1
         job.received_at = self._clock()
         self.in_flight += 1
@@ -181,7 +185,7 @@ class Dispatcher:
         headers = ""
         if self.telemetry.active:
             span = self._span(pipeline, job)
-            headers = with_trace(job.headers, span.headers)
+            headers = with_trace(job.headers, self.telemetry.headers(span))
             on_outcome = partial(self._settle_traced, span, on_outcome)
         pool.submit(
             pipeline.context(job, headers), job.payload, _RAW, on_outcome, f"job {job.name} id={job.id}"
@@ -189,6 +193,7 @@ class Dispatcher:
         # A refusal comes before submit returns and has put the job back by now.
         if job.auto_ack and job in driver.running:
             self._later(driver.ack(job))
+        return True
 
     def _span(self, pipeline: Pipeline, job: Job) -> Span:
         """A span of this run, in the trace of whoever pushed the job."""
@@ -205,11 +210,12 @@ class Dispatcher:
         )
 
     def _settle_traced(self, span: Span, settle: Callable[[Outcome], None], outcome: Outcome) -> None:
+        failure = ""
         if isinstance(outcome, Exception):
-            span.fail(str(outcome))
+            failure = str(outcome) or type(outcome).__name__
         elif not isinstance(judge(outcome), Done):
-            span.fail("not acknowledged")
-        span.end()
+            failure = "not acknowledged"
+        self.telemetry.finish(span, failure)
         settle(outcome)
 
     # --- settling ----------------------------------------------------------------------------------------------------
@@ -217,18 +223,37 @@ class Dispatcher:
     def _settle(self, pipeline: Pipeline, job: Job, outcome: Outcome) -> None:
         self.in_flight -= 1
         driver = pipeline.driver
-        if job not in driver.running:
-            self._settle_late(pipeline, job, outcome)
-        elif type(outcome) is Answer and outcome.body in ACK_BODIES:
-            pending = driver.ack(job)
-            if pending is not None:
-                self._await_later(pending)
-        else:
-            self._decide(pipeline, job, outcome)
+        try:
+            if job not in driver.running:
+                self._settle_late(pipeline, job, outcome)
+            elif type(outcome) is Answer and outcome.body in ACK_BODIES:
+                pending = driver.ack(job)
+                if pending is not None:
+                    self._await_later(pending)
+            else:
+                self._decide(pipeline, job, outcome)
+        except Exception as error:
+            self._settle_unwell(pipeline, job, error)
         if self._drained is not None and self.in_flight == 0:
             self._drained.set()
         if self._debug_runs_max:
+            if isinstance(outcome, Answer) or outcome.sent:
+                self._debug_runs = self._debug_runs_max
             self.pump()
+
+    def _settle_unwell(self, pipeline: Pipeline, job: Job, error: Exception) -> None:
+        """The driver failed to settle the job. It runs again later if the driver allows; the others go on."""
+        log.error(
+            "a job could not be settled with its queue and may run again",
+            **_about(pipeline, job),
+            exc_info=error,
+        )
+        try:
+            if job in pipeline.driver.running:
+                self._repeat(pipeline, job, Failed("its queue could not settle it", "settlement failed"))
+        except Exception:
+            log.exception("a job stays with the runs of its pipeline", **_about(pipeline, job))
+        self.pump()
 
     def _decide(self, pipeline: Pipeline, job: Job, outcome: Outcome) -> None:
         verdict = judge(outcome)
@@ -238,7 +263,8 @@ class Dispatcher:
                 self._later(driver.ack(job))
             case NotTried():
                 self._give_back(pipeline, job)
-                if verdict.refused:
+                if verdict.refused or self._debug_runs_max:
+                    self._debug_runs = min(self._debug_runs_max, 1)
                     self._refused = True
                     self._retry_at = self._clock() + _RETRY_REFUSED_SECONDS
                     self._wake_at(self._retry_at)

@@ -98,7 +98,9 @@ def judge(outcome: Outcome) -> Verdict:
     if isinstance(outcome, Answer):
         return _judge_answer(outcome.body)
     if not outcome.sent:
-        return NotTried(_text_of(outcome), refused=not isinstance(outcome, WorkerDied))
+        # A worker that was ready and died leaves others; one that could not even start speaks for the whole pool.
+        lost_one = isinstance(outcome, WorkerDied) and outcome.cause != "boot"
+        return NotTried(_text_of(outcome), refused=not lost_one)
     if isinstance(outcome, WorkerDied):
         return Failed(f"worker died: {_text_of(outcome)}", outcome.cause or "worker died")
     if isinstance(outcome, ExecTimeout):

@@ -13,6 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
+from types import TracebackType
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Span as SdkSpan
@@ -36,8 +37,26 @@ _TRACES_PATH = "/v1/traces"
 _REPEAT_SECONDS = 60.0
 
 
+class _Contained:
+    """Keeps what OpenTelemetry raises from whoever only wanted to be observed."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if isinstance(error, Exception):
+            log.debug("a span could not be written", error=str(error) or type(error).__name__)
+            return True
+        return False
+
+
+_CONTAINED = _Contained()
+
+
 class RecordedSpan(Span):
-    """A span that is exported when it ends."""
+    """A span that is exported when it ends. Whatever goes wrong with it stays here: spans decide nothing."""
 
     __slots__ = ("_headers", "_span")
 
@@ -47,23 +66,27 @@ class RecordedSpan(Span):
 
     def set(self, key: str, value: str | bool | float) -> None:
         """Add an attribute."""
-        self._span.set_attribute(key, value)
+        with _CONTAINED:
+            self._span.set_attribute(key, value)
 
     def fail(self, text: str) -> None:
         """Mark the span as failed."""
-        self._span.set_status(Status(StatusCode.ERROR, text))
+        with _CONTAINED:
+            self._span.set_status(Status(StatusCode.ERROR, text))
 
     def end(self) -> None:
         """Hand the span to the exporter's queue."""
-        if self._span.is_recording():
-            self._span.end()
+        with _CONTAINED:
+            if self._span.is_recording():
+                self._span.end()
 
     @property
     def headers(self) -> Mapping[str, str]:
         """The W3C trace context of this span."""
         if self._headers is None:
             carrier: dict[str, str] = {}
-            _PROPAGATOR.inject(carrier, set_span_in_context(self._span))
+            with _CONTAINED:
+                _PROPAGATOR.inject(carrier, set_span_in_context(self._span))
             self._headers = carrier
         return self._headers
 

@@ -292,3 +292,72 @@ async def test_debug_pool_is_fed_without_idle_workers(start_server) -> None:
         server.pool.finish(server.pool.running[0], WorkerDied("crash"))
         server.pool.finish(server.pool.running[0])
         assert (server.running_ids(), server.books.done, server.books.delayed) == ([], 2, 1)
+
+
+async def test_workers_that_cannot_start_set_the_pace(start_server, autojump_clock) -> None:
+    """A debug pool whose workers die in their start is tried once a second, however many jobs wait; none is lost."""
+    from trailboss.config.schema import PoolConfig
+
+    def script(_work: FakeExec) -> Scripted:
+        boots = server.pool.executions
+        return Scripted(WorkerDied("no such script", cause="boot", sent=False) if boots <= 12 else ACK)
+
+    async with start_server(
+        debug=True, pool=PoolConfig(debug=True, num_workers=4), script=script, opened=False
+    ) as server:
+        for number in range(20):
+            await server.push(str(number))
+        await server.plugin.open()
+        await trio.sleep(0.5)
+        assert server.pool.executions == 4
+        await trio.sleep(7.6)
+        assert server.pool.executions == 12
+        assert (server.books.waiting, server.books.done) == (20, 0)
+        await trio.sleep(2)
+        assert (server.books.done, server.books.dead) == (20, 0)
+
+
+async def test_a_driver_that_cannot_settle_loses_no_run(start_server, autojump_clock, monkeypatch) -> None:
+    """An ack that raises is logged, the job runs again later, other jobs go on, and a drain comes to its end."""
+    async with start_server(num_workers=1) as server:
+        driver = server.plugin.pipelines.by_name["main"].driver
+        failures = [KeyError("a bug")]
+
+        def ack(job: object) -> None:
+            if failures:
+                raise failures.pop()
+            type(driver).ack(driver, job)
+
+        monkeypatch.setattr(driver, "ack", ack)
+        for name in ("a", "b"):
+            await server.push(name)
+        with structlog.testing.capture_logs() as records:
+            server.pool.finish(server.pool.running[0])
+        assert any("could not be settled" in record["event"] for record in records)
+        assert (server.running_ids(), server.books.delayed) == (["b"], 1)
+        server.pool.finish(server.pool.running[0])
+        await trio.sleep(1.1)
+        assert server.running_ids() == ["a"]
+        await server.plugin.close_intake()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.plugin.drain)
+            await trio.testing.wait_all_tasks_blocked()
+            failures.append(KeyError("once more"))
+            server.pool.finish(server.pool.running[0])
+        assert (server.plugin.dispatcher.in_flight, server.books.delayed, server.books.done) == (0, 1, 1)
+
+
+async def test_a_driver_without_a_job_after_all_does_not_hold_the_loop(start_server, monkeypatch) -> None:
+    """A driver whose `receive` gives nothing although its queue does not look empty ends the handing out."""
+    async with start_server(opened=False) as server:
+        driver = server.plugin.pipelines.by_name["main"].driver
+        asked: list[None] = []
+
+        def receive() -> None:
+            asked.append(None)
+            assert len(asked) < 10, "the dispatcher asks for ever"
+
+        monkeypatch.setattr(driver, "receive", receive)
+        await server.push("a")
+        await server.plugin.open()
+        assert (len(asked), server.books.waiting) == (1, 1)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
+
 from trailboss.messages import jobs_pb2
 from trailboss.plugins.jobs.dispatch import trace_of, with_trace
 from trailboss.telemetry import Attributes, Span, Telemetry
@@ -84,6 +86,44 @@ async def test_a_failed_run_is_a_failed_span(start_server: Callable[..., Any]) -
     """An outcome that is no acknowledgement marks the span as failed, with the reason."""
     span, _ = await one_run(start_server, SoftError("no such class"))
     assert (span.failure, span.ended) == ("no such class", True)
+
+
+class UnwellSpan(Span):
+    """Raises whatever is asked of it."""
+
+    def fail(self, text: str) -> None:
+        """Raise."""
+        raise RuntimeError("no failure today")
+
+    def end(self) -> None:
+        """Raise."""
+        raise RuntimeError("no end today")
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Raise."""
+        raise RuntimeError("no headers today")
+
+
+class UnwellBackend:
+    """Makes spans that raise."""
+
+    def start(self, name: str, attributes: Attributes | None, parent: Mapping[str, str] | None) -> Span:
+        """Make one."""
+        return UnwellSpan()
+
+
+@pytest.mark.parametrize("outcome", [ACK, SoftError("no such class")], ids=["done", "failed"])
+async def test_spans_that_raise_cost_no_job(start_server: Callable[..., Any], outcome: Outcome) -> None:
+    """A run begins and is settled as without spans, whatever they raise; that is counted."""
+    async with start_server(num_workers=1, max_attempts=1) as server:
+        telemetry = server.plugin.dispatcher.telemetry = Telemetry()
+        telemetry.attach(UnwellBackend())
+        await server.push("1")
+        server.pool.finish(server.pool.running[0], outcome)
+        books = server.books
+        assert (server.plugin.dispatcher.in_flight, books.running, books.done + books.dead) == (0, 0, 1)
+        assert telemetry.failures == 2
 
 
 def test_headers_without_trace_stay_as_they_are() -> None:

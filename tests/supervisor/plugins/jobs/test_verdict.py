@@ -125,6 +125,7 @@ def test_endless_delays_are_bounded() -> None:
         (WorkerDied("gone"), Failed("worker died: gone", "worker died")),
         (ExecTimeout("5s"), Failed("exec_ttl passed: 5s", "exec timeout")),
         (WorkerDied("at the door", sent=False), NotTried("at the door", refused=False)),
+        (WorkerDied("no such script", cause="boot", sent=False), NotTried("no such script", refused=True)),
         (QueueFull("full"), NotTried("full")),
         (QueueTimeout("late"), NotTried("late")),
         (PoolDegraded("none left"), NotTried("none left")),
