@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import stat
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +23,7 @@ from trailboss.container.contract import Caller
 from trailboss.log import logger
 from trailboss.rpc.address import AddressError, prepare_directory
 from trailboss.rpc.connection import RpcConnection
-from trailboss.rpc.peer import Peer, SocketDiagnosis, find_socket_owner, tcp_peer, unix_peer
+from trailboss.rpc.peer import Peer, SocketDiagnosis, SocketOwners, tcp_peer, unix_peer
 from trailboss.rpc.server import RpcServer
 
 __all__ = ["BoundSocket", "Listener", "bind"]
@@ -201,6 +202,7 @@ class Listener:
         self._reactor = server.reactor
         self._allowed_uids = frozenset(allowed_uids)
         self._diagnosis = SocketDiagnosis()
+        self._owners = SocketOwners()
         self._complaints = _Complaints()
         self._fd = bound.sock.fileno()
         self._closed = False
@@ -246,21 +248,26 @@ class Listener:
                 self._turn_away(sock, "limit", "rpc.max_connections is reached", -1)
                 return
             peer = self._peer(sock)
-            if self._bound.checks_peers and (peer is None or peer.uid not in self._allowed_uids):
-                uid = -1 if peer is None else peer.uid
-                self._turn_away(sock, ("uid", uid), "its user may not call this server", uid)
+            if peer is None:
+                # Whoever connects only to see whether somebody answers has often left by now.
+                sock.close()
+                server.counters.turned_away += 1
+                log.debug("an RPC connection was gone before its user could be found out")
+                return
+            if self._bound.checks_peers and peer.uid not in self._allowed_uids:
+                self._turn_away(sock, ("uid", peer.uid), "its user may not call this server", peer.uid)
                 return
             if self._bound.family == "tcp":
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             find_caller = self._caller_finder(peer)
             connection = RpcConnection(server, sock, find_caller(), find_caller, server.connections.discard)
-        except OSError:
+        except Exception as error:
+            # Costs this connection and no other: an exception out of here would cost the listening socket.
             sock.close()
+            if self._complaints.is_due(("failed", type(error)), self._reactor.now):
+                log.error("an RPC connection could not be taken", reason=str(error) or type(error).__name__)
             return
-        except BaseException:
-            sock.close()
-            raise
         server.connections.add(connection)
 
     def _peer(self, sock: socket.socket) -> Peer | None:
@@ -268,13 +275,12 @@ class Listener:
             return unix_peer(sock)
         return tcp_peer(sock, self._diagnosis) if self._bound.checks_peers else Peer(uid=-1)
 
-    def _caller_finder(self, peer: Peer | None) -> Callable[[], Caller]:
+    def _caller_finder(self, peer: Peer) -> Callable[[], Caller]:
         """Return what looks the caller up; over TCP its process is searched for when a call first asks again."""
-        assert peer is not None
         lookup = self._server.callers.lookup
         if peer.pid or not peer.inode:
             return partial(lookup, peer.pid, peer.uid)
-        return _TcpCaller(lookup, peer)
+        return _TcpCaller(lookup, peer, self._owners)
 
     def _turn_away(self, sock: socket.socket, key: object, reason: str, uid: int) -> None:
         sock.close()
@@ -286,14 +292,18 @@ class Listener:
 class _TcpCaller:
     """Finds the caller of a TCP connection: by uid at first, by process once a call depends on it."""
 
-    def __init__(self, lookup: Callable[[int, int], Caller], peer: Peer) -> None:
+    def __init__(self, lookup: Callable[[int, int], Caller], peer: Peer, owners: SocketOwners) -> None:
         self._lookup = lookup
         self._peer = peer
-        self._pid = -1
+        self._owners = owners
+        self._accepted_at = time.monotonic()
+        self._calls = 0
+        self._pid = 0
 
     def __call__(self) -> Caller:
-        if self._pid < 0:
-            self._pid = 0
-        elif self._pid == 0:
-            self._pid = find_socket_owner(self._peer.inode) or 0
+        if (
+            self._calls == 1
+        ):  # the first is made for every connection, the second for a call that depends on it
+            self._pid = self._owners.find(self._peer.inode, self._accepted_at)
+        self._calls += 1
         return self._lookup(self._pid, self._peer.uid)

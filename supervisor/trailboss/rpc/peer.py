@@ -12,12 +12,14 @@ import os
 import re
 import socket
 import struct
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Peer", "SocketDiagnosis", "peer_from_proc", "tcp_peer", "unix_peer"]
+__all__ = ["Peer", "SocketDiagnosis", "SocketOwners", "peer_from_proc", "tcp_peer", "unix_peer"]
 
 _ESTABLISHED: Final = 1
 _SOCK_DIAG_BY_FAMILY: Final = 20
@@ -127,11 +129,11 @@ def tcp_peer(sock: socket.socket, diagnosis: SocketDiagnosis) -> Peer | None:
     """Return who is at the other end of a loopback connection; None where nobody (any more) can be named."""
     try:
         return diagnosis.find(sock)
-    except OSError:
+    except (OSError, ValueError, struct.error):  # also an answer of another form than the one asked for
         diagnosis.close()
     try:
         return peer_from_proc(sock)
-    except OSError:
+    except (OSError, ValueError, IndexError, struct.error):
         return None
 
 
@@ -168,15 +170,39 @@ def _read_proc_line(line: str) -> Peer | None:
     return Peer(uid=uid, inode=inode) if state == _ESTABLISHED and inode else None
 
 
-def find_socket_owner(inode: int) -> int:
-    """Return the pid of a process that holds the socket `inode`, 0 if none is found. Reads /proc, a few milliseconds."""
-    target = f"socket:[{inode}]"
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            folder = f"/proc/{name}/fd"
+class SocketOwners:
+    """Which process holds a socket. One look at /proc, some milliseconds, serves all connections that came before it."""
+
+    def __init__(self, scan: Callable[[], dict[int, int]] | None = None) -> None:
+        self._scan = socket_owners if scan is None else scan
+        self._owners: dict[int, int] = {}
+        self._scanned_at = float("-inf")
+
+    def find(self, inode: int, accepted_at: float) -> int:
+        """Return the pid of a process that holds the socket `inode`, 0 if none is found.
+
+        `accepted_at`: when its connection was accepted, in seconds of ``time.monotonic()``.
+        """
+        if self._scanned_at <= accepted_at:
+            self._scanned_at = time.monotonic()
+            self._owners = self._scan()
+        return self._owners.get(inode, 0)
+
+
+def socket_owners() -> dict[int, int]:
+    """Return inode → pid of every open socket that may be seen; of several owners the process with the lowest number."""
+    owners: dict[int, int] = {}
+    for pid in sorted((int(name) for name in os.listdir("/proc") if name.isdigit()), reverse=True):
+        folder = f"/proc/{pid}/fd"
+        try:
+            numbers = os.listdir(folder)
+        except OSError:  # ended meanwhile, or not ours to look at
+            continue
+        for number in numbers:
             try:
-                if any(os.readlink(f"{folder}/{number}") == target for number in os.listdir(folder)):
-                    return int(name)
-            except OSError:  # ended meanwhile, or not ours to look at
+                target = os.readlink(f"{folder}/{number}")
+            except OSError:  # closed meanwhile
                 continue
-    return 0
+            if target.startswith("socket:["):
+                owners[int(target[8:-1])] = pid
+    return owners

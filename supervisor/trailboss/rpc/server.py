@@ -210,18 +210,20 @@ class RpcServer:
 
     def _decide(self, call: Call, waited_seconds: float) -> object:
         needs_pool = call.entry.needs_pool
+        pool = needs_pool if isinstance(needs_pool, str) else needs_pool(call.argument)
         return decide(
             call.entry.method,
-            needs_pool if isinstance(needs_pool, str) else needs_pool(call.argument),
+            pool,
             self._gate.view(),
-            call.peer.fresh_caller(),
+            # Only a call that needs a pool can wait for its own caller; looking it up may take milliseconds.
+            call.peer.fresh_caller() if pool else call.peer.caller,
             waited_seconds,
             self.limits.ready_timeout_seconds,
         )
 
     def _run_sync_part(self, call: Call) -> None:
         """Call the handler inside the reactor, after the gate has said yes."""
-        result = call.entry.handler(call.argument, call.peer.fresh_caller())
+        result = call.entry.handler(call.argument, call.peer.caller)
         if hasattr(result, "__await__"):
             self._start(call, self._finish, result)
         else:
@@ -274,7 +276,7 @@ class RpcServer:
         # The client has gone before its call could begin: nothing has happened, and nobody asks.
 
     async def _run(self, call: Call) -> None:
-        result = call.entry.handler(call.argument, call.peer.fresh_caller())
+        result = call.entry.handler(call.argument, call.peer.caller)
         await self._finish(call, result)
 
     async def _finish(self, call: Call, result: object) -> None:

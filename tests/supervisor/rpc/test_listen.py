@@ -5,22 +5,38 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import struct
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog.testing
 import trio
+import trio.testing
 
 from trailboss.config.schema import RpcConfig
-from trailboss.container.contract import Access, Caller, CallerRole, RpcMethod, Services
+from trailboss.container.contract import Access, Caller, CallerRole, RpcMethod, Services, WholePhase
+from trailboss.container.state import ServerState
 from trailboss.reactor import Reactor
+from trailboss.rpc import listen, peer
 from trailboss.rpc.address import AddressError, default_socket_path, exported_address, prepare_directory
 from trailboss.rpc.listen import bind
-from trailboss.rpc.peer import Peer, SocketDiagnosis, find_socket_owner, peer_from_proc, tcp_peer, unix_peer
+from trailboss.rpc.peer import (
+    Peer,
+    SocketDiagnosis,
+    SocketOwners,
+    peer_from_proc,
+    socket_owners,
+    tcp_peer,
+    unix_peer,
+)
 from trailboss.rpc.plugin import RpcPlugin, limits_of
 from trailboss.rpc.registry import Registry
 from trailboss.testing.check_plugin import check_plugin
 from trailboss.workers.callers import Callers
+from trailboss_worker.protocol.frames import JSON
+from trailboss_worker.protocol.rpc import encode_request
 
 UID = os.geteuid()
 
@@ -223,7 +239,7 @@ def test_the_peer_of_a_loopback_connection(server: Any, client: Any, host: str) 
             inode = os.fstat(connecting.fileno()).st_ino
             assert Peer(uid=UID, inode=inode) == diagnosis.find(accepted)
             assert Peer(uid=UID, inode=inode) == peer_from_proc(accepted)
-            assert os.getpid() == find_socket_owner(inode)
+            assert os.getpid() == socket_owners()[inode]
             connecting.close()
             assert diagnosis.find(accepted) is None
             assert peer_from_proc(accepted) is None
@@ -289,6 +305,114 @@ async def test_loopback_tcp_serves_the_same_user(helpers: Any, listen: str) -> N
             await client.call("test.Needs", b'"jobs"')
     assert {UID} == {caller.uid for caller in seen}
     assert os.getpid() == seen[-1].pid
+
+
+def test_one_look_at_proc_serves_all_that_came_before_it() -> None:
+    """Sockets of connections older than the last look are answered from it, found or not; a newer one is looked for."""
+    looks: list[None] = []
+
+    def scan() -> dict[int, int]:
+        looks.append(None)
+        return {7: 1007}
+
+    owners = SocketOwners(scan)
+    early = time.monotonic()
+    assert [owners.find(inode, early) for inode in (7, 8, 8, 9)] == [1007, 0, 0, 0]
+    assert len(looks) == 1
+    assert owners.find(7, time.monotonic()) == 1007
+    assert len(looks) == 2
+
+
+async def test_only_calls_that_need_a_pool_are_looked_up(
+    helpers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls that wait at the gate for a plugin cost no look at /proc; one that needs a pool costs one."""
+    looks: list[None] = []
+
+    def scan() -> dict[int, int]:
+        looks.append(None)
+        return {}
+
+    monkeypatch.setattr("trailboss.rpc.peer.socket_owners", scan)
+    methods = [*who([]), RpcMethod("test.Plain", lambda _a, _c: True)]
+    state = ServerState()
+    state.set_whole(WholePhase.STARTING)
+    config = RpcConfig(listen="tcp://127.0.0.1:0")
+    with trio.fail_after(10):
+        async with helpers.running(methods, config, state) as bench, bench.client() as client:
+            for number in range(5):
+                await client.send(encode_request(number, "test.Plain", b"true", JSON))
+            while bench.server.tasks < 5:  # noqa: ASYNC110 - looks into the server, which has no event for it
+                await trio.sleep(0.002)
+            state.changed()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            state.set_whole(WholePhase.READY)
+            state.open_gate()
+            assert [(await client.reply()).is_error for _ in range(5)] == [False] * 5
+            assert len(looks) == 0
+            for _ in range(3):
+                await client.call("test.Needs", b'"jobs"')
+            assert len(looks) == 1
+
+
+async def test_a_connection_that_cannot_be_taken_costs_no_other(
+    helpers: Any, rpc_config: RpcConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong with one new connection is logged once and closes it; the next one is served."""
+    real = listen.unix_peer
+    failures: list[Exception] = [
+        struct.error("short"),
+        ValueError("odd"),
+        OSError(28, "No space"),
+        struct.error("short"),
+    ]
+
+    def failing(sock: socket.socket) -> Peer:
+        if failures:
+            raise failures.pop(0)
+        return real(sock)
+
+    monkeypatch.setattr(listen, "unix_peer", failing)
+    with trio.fail_after(5), structlog.testing.capture_logs() as records:
+        async with helpers.running(who([]), rpc_config) as bench:
+            for _ in range(4):
+                async with bench.client() as client:
+                    assert await client.closed()
+            async with bench.client() as client:
+                assert (await client.call("test.Who")).body == b"true"
+            assert bench.reactor.failures == 0
+    lines = [record["reason"] for record in records if "could not be taken" in record["event"]]
+    assert lines == ["short", "odd", "[Errno 28] No space"]
+
+
+@pytest.mark.parametrize("answer", [b"", b"\x00" * 12, b"\x00" * 40], ids=["empty", "short", "zeros"])
+def test_an_answer_of_another_form_is_no_answer(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that are no answer of sock_diag, or no line of /proc/net/tcp, name nobody and raise nothing."""
+
+    def read(_self: object, _sock: socket.socket) -> Peer | None:
+        return SocketDiagnosis._read(SocketDiagnosis(), 20, answer, b"port")
+
+    def torn(_sock: socket.socket) -> Peer | None:
+        return peer._read_proc_line(" 0100007F:1770 0100007F:9C40 01")
+
+    monkeypatch.setattr(SocketDiagnosis, "find", read)
+    monkeypatch.setattr(peer, "peer_from_proc", torn)
+    with socket.socket() as sock:
+        assert tcp_peer(sock, SocketDiagnosis()) is None
+
+
+async def test_a_client_that_left_at_once_is_no_warning(
+    helpers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever connects over TCP and closes before it could be identified is counted, and mentioned at level debug."""
+    monkeypatch.setattr(listen, "tcp_peer", lambda _sock, _diagnosis: None)
+    with trio.fail_after(5), structlog.testing.capture_logs() as records:
+        async with helpers.running(who([]), RpcConfig(listen="tcp://127.0.0.1:0")) as bench:
+            async with bench.client() as client:
+                assert await client.closed()
+            assert bench.server.counters.turned_away == 1
+    assert [record["log_level"] for record in records if "gone before" in record["event"]] == ["debug"]
+    assert [record for record in records if record["log_level"] == "warning"] == []
 
 
 @pytest.mark.parametrize("scheme", ["unix", "tcp"])

@@ -31,6 +31,7 @@ HEAD_SECONDS: Final = 5.0
 #: For the peer to take the answer and go.
 ANSWER_SECONDS: Final = 10.0
 BACK_OFF_SECONDS: Final = 0.1
+COMPLAINT_SECONDS: Final = 60.0
 _NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -102,6 +103,7 @@ class HttpListener:
         self._sock = sock
         self._fd = sock.fileno()
         self._closed = False
+        self._complain_again_at = 0.0
         reactor.register(self._fd, self._on_readable)
 
     def close(self) -> None:
@@ -130,8 +132,19 @@ class HttpListener:
             if len(self.connections) >= CONNECTIONS_MAX:
                 sock.close()
                 continue
-            sock.setblocking(False)
-            self.connections.add(HttpConnection(self, sock))
+            try:
+                sock.setblocking(False)
+                self.connections.add(HttpConnection(self, sock))
+            except Exception as error:
+                # Costs this connection and no other: an exception out of here would cost the listening socket.
+                sock.close()
+                self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        """Say that a connection could not be taken, once a minute."""
+        if self.reactor.now >= self._complain_again_at:
+            self._complain_again_at = self.reactor.now + COMPLAINT_SECONDS
+            log.error("a status connection could not be taken", reason=str(error) or type(error).__name__)
 
     def _go_on(self, _now: float) -> None:
         if not self._closed:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import structlog.testing
 import trio
 
 from trailboss.config.schema import PoolConfig, StatusConfig
@@ -18,6 +19,7 @@ from trailboss.container.inspect import JobsInspector
 from trailboss.container.lifecycle import Event
 from trailboss.container.state import ServerState
 from trailboss.messages.status_pb2 import Request
+from trailboss.plugins.status import http
 from trailboss.plugins.status.http import CONNECTIONS_MAX, HttpListener
 from trailboss.plugins.status.plugin import StatusPlugin
 from trailboss.reactor import Reactor
@@ -249,6 +251,26 @@ async def test_a_slow_head_is_given_up() -> None:
                 nursery.cancel_scope.cancel()
     finally:
         reactor.close()
+
+
+async def test_a_connection_that_cannot_be_taken_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong with one new connection closes it and is logged once a minute; the next one is served."""
+    failures = [OSError(28, "No space left on device"), ValueError("odd")]
+    real = http.HttpConnection.__init__
+
+    def failing(self: Any, *arguments: Any) -> None:
+        if failures:
+            raise failures.pop(0)
+        real(self, *arguments)
+
+    monkeypatch.setattr(http.HttpConnection, "__init__", failing)
+    with trio.fail_after(5), structlog.testing.capture_logs() as records:
+        async with running() as bench:
+            for _ in range(2):
+                async with await bench.connect() as stream:
+                    assert await stream.receive_some(1) == b""
+            assert (await bench.get("/health"))[0] == 200
+    assert len([record for record in records if "could not be taken" in record["event"]]) == 1
 
 
 async def test_connections_are_bounded() -> None:
