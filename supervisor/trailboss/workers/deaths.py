@@ -45,6 +45,7 @@ class DeathRecord:
     executions: int
     user_seconds: float = 0.0
     system_seconds: float = 0.0
+    #: 0: not known, that is below the supervisor's own peak.
     memory_peak_bytes: int = 0
     #: Last lines of its standard error, oldest first.
     last_output: tuple[str, ...] = ()
@@ -88,8 +89,9 @@ class DeathRecord:
             f"  cause: {self.cause}; it was {self.phase}{running}",
             f"  lived {self.age_seconds:.1f} s, {self.executions} executions",
             f"  CPU {self.user_seconds:.2f} s user, {self.system_seconds:.2f} s system",
-            f"  peak memory {self.memory_peak_bytes / 1048576:.1f} MiB",
         ]
+        if self.memory_peak_bytes:
+            lines.append(f"  peak memory {self.memory_peak_bytes / 1048576:.1f} MiB")
         if self.stray_output:
             lines.append(f"  on standard output: {self.stray_output}")
         if self.hint:

@@ -113,8 +113,8 @@ class LaneOwner:
         """The last exec this worker may run is answered, or it asked to go: retire it."""
         raise NotImplementedError
 
-    def exec_overdue(self, exec_: Exec) -> None:
-        """exec_ttl has passed over `exec_`: kill the worker now."""
+    def exec_overdue(self, exec_: Exec, begun: bytes) -> None:
+        """exec_ttl has passed over `exec_`: kill the worker now. `begun` is what it has said, if no whole answer."""
         raise NotImplementedError
 
 
@@ -546,7 +546,7 @@ class Lane:
         self.overdue = True
         self.detach()
         self._pool.lane_gone(self)
-        self._owner.exec_overdue(exec_)
+        self._owner.exec_overdue(exec_, self._decoder.pending_bytes(256))
         exec_.on_outcome(
             ExecTimeout(f"no answer within exec_ttl ({self.exec_ttl:g} s); worker {self.pid} was killed")
         )
@@ -569,10 +569,14 @@ def garbage_breach(error: FrameError, text: bytes) -> Breach:
     """Say what stray output on a relay means, with the text itself quoted (at most 256 bytes)."""
     if error.code == "file_not_found":
         return Breach("script not found", "PHP could not open the script", text[:256], error.likely_cause())
-    if error.code in ("too_large", "truncated"):
+    if error.code == "too_large":
+        said = "it announced a frame larger than max_frame_size"
+        return Breach("protocol violation", said, text[:256], error.likely_cause())
+    if error.code == "truncated":
         return Breach("protocol violation", str(error), text[:256], error.likely_cause())
     shown = FrameError(error.code, error.place, text)
-    return Breach("stdout garbage", f"not a frame ({error.code})", text[:256], shown.likely_cause())
+    said = f"it wrote something that is no frame to its standard output ({error.code})"
+    return Breach("stdout garbage", said, text[:256], shown.likely_cause())
 
 
 def _split(frame: Frame) -> tuple[bytes, bytes]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import trio
 
-__all__ = ["ExitStatus", "Identity", "Process", "SpawnFailed", "resolve_identity", "spawn"]
+__all__ = ["ExitStatus", "Identity", "Process", "SpawnFailed", "UnknownIdentity", "resolve_identity", "spawn"]
 
 
 class SpawnFailed(Exception):
@@ -32,6 +32,10 @@ class SpawnFailed(Exception):
     def __init__(self, text: str, *, permanent: bool) -> None:
         super().__init__(text)
         self.permanent = permanent
+
+
+class UnknownIdentity(LookupError):
+    """A user or group of the configuration that this machine does not have; the text names key, value and remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +48,37 @@ class Identity:
     groups: tuple[int, ...]
 
 
-def resolve_identity(user: str, group: str = "") -> Identity | None:
+def resolve_identity(user: str, group: str = "", *, section: str = "server") -> Identity | None:
     """Look up `user` (a name, as RoadRunner has it) and optionally `group`; None for an empty name.
 
-    Raises LookupError with a text for people when the name does not exist.
+    `section` is where `user` was configured. Raises UnknownIdentity when a name does not exist.
     """
     if not user:
         return None
     try:
         entry = pwd.getpwnam(user)
     except KeyError:
-        raise LookupError(f"there is no user {user!r} on this machine") from None
+        raise UnknownIdentity(
+            f"{section}.user: there is no user {user!r} on this machine; create it or correct the name"
+        ) from None
     gid = entry.pw_gid
     if group:
         try:
             gid = grp.getgrnam(group).gr_gid
         except KeyError:
-            raise LookupError(f"there is no group {group!r} on this machine") from None
+            raise UnknownIdentity(
+                f"server.group: there is no group {group!r} on this machine; create it or correct the name"
+            ) from None
     groups = tuple(sorted({gid, *os.getgrouplist(user, gid)}))
     return Identity(user, entry.pw_uid, gid, groups)
 
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a process ended: its exit code or the signal that killed it, and what it had used."""
+    """How a process ended: its exit code or the signal that killed it, and what it had used.
+
+    `memory_peak_bytes` is 0 where it is not known, which is below the supervisor's own peak.
+    """
 
     exit_code: int | None
     signal: int | None
@@ -143,12 +154,15 @@ class Process:
 
 
 def _exit_status(code: int, usage: resource.struct_rusage) -> ExitStatus:
+    # A child starts with the peak of the process that forked it, this one's, and execve does not forget it. So only a
+    # figure above our own says something about the child.
+    own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return ExitStatus(
         exit_code=code if code >= 0 else None,
         signal=-code if code < 0 else None,
         user_seconds=usage.ru_utime,
         system_seconds=usage.ru_stime,
-        memory_peak_bytes=usage.ru_maxrss * 1024,
+        memory_peak_bytes=usage.ru_maxrss * 1024 if usage.ru_maxrss > own_peak else 0,
     )
 
 
@@ -253,15 +267,19 @@ def _explain(
     if isinstance(error, FileNotFoundError):
         where = f" in {directory}" if directory else ""
         missing = (
-            "the working directory does not exist" if error.filename == directory else "command not found"
+            "the working directory does not exist"
+            if error.filename == directory
+            else "command not found; install it or correct the name"
         )
         if os.path.exists(command):
-            missing = "the interpreter named in its first line does not exist"
+            missing = "the interpreter named in its first line does not exist; install it or correct that line"
         return SpawnFailed(f"cannot start {command!r}{where}: {missing}", permanent=True)
     if isinstance(error, PermissionError):
         who = f" as user {identity.user}" if identity else ""
         return SpawnFailed(
-            f"cannot start {command!r}{who}: {(error.strerror or 'not permitted').lower()}", permanent=True
+            f"cannot start {command!r}{who}: {(error.strerror or 'not permitted').lower()}; "
+            "make it an executable file (chmod +x) or correct the path",
+            permanent=True,
         )
     if isinstance(error, OSError):
         # EAGAIN, ENOMEM, EMFILE: the machine is short of something; that passes.

@@ -31,7 +31,7 @@ from trailboss.workers.outcome import WorkerDied
 from trailboss.workers.output import LineDrain
 from trailboss.workers.process import Process, SpawnFailed, spawn
 from trailboss_worker.protocol.control import check_handshake, encode_pid, encode_stop
-from trailboss_worker.protocol.errors import FrameError, RemoteProtocolError
+from trailboss_worker.protocol.errors import FrameError, RemoteProtocolError, likely_cause
 from trailboss_worker.protocol.frames import FrameDecoder
 
 if TYPE_CHECKING:
@@ -196,9 +196,11 @@ class Worker(LaneOwner):
                 self.retire_cause = RetireCause.DEBUG
         self._poke()
 
-    def exec_overdue(self, exec_: Exec) -> None:
+    def exec_overdue(self, exec_: Exec, begun: bytes) -> None:
         """Fact from the reactor: exec_ttl has passed over `exec_`, which gets its outcome there."""
         self._doing = exec_
+        if begun and self._breach is None:
+            self._breach = Breach("exec_ttl", "it had begun to say something", begun, likely_cause(begun))
         self.kill("exec_ttl")
 
     def _poke(self) -> None:
@@ -256,7 +258,7 @@ class Worker(LaneOwner):
                     launch.argv, launch.environment, wall=wall, identity=launch.identity, stdin=launch.stdin
                 )
             except SpawnFailed as error:
-                return self._spawn_failed(str(error), permanent=error.permanent)
+                return self._spawn_failed(f"{launch.key}: {error}", permanent=error.permanent)
             except LookupError as error:
                 return self._spawn_failed(str(error), permanent=True)
             self.phase = WorkerPhase.HANDSHAKING
@@ -588,18 +590,19 @@ class Worker(LaneOwner):
         """Cause class and sentence; our own reasons first, then what the worker did, then how it exited."""
         status = self.process.status if self.process is not None else None
         how = status.describe() if status is not None else "it cannot be killed"
+        breach = self._breach
         if self._kill_cause == "exec_ttl":
-            return "exec_ttl", f"no answer within exec_ttl ({self._exec_ttl:g} s), killed"
+            begun = ", only the beginning of something" if breach is not None and breach.excerpt else ""
+            return "exec_ttl", f"no answer within exec_ttl ({self._exec_ttl:g} s){begun}, killed"
         if self._kill_cause:
             return "killed", f"{self._kill_cause}, killed"
-        breach = self._breach
         if breach is not None and breach.cause != "closed its pipes":
             return (
                 breach.cause,
                 f"{breach.text} ({how})" if breach.cause == "script not found" else breach.text,
             )
         if breach is not None and not self._self_exit:
-            return breach.cause, breach.text
+            return breach.cause, f"{breach.text} but did not exit, killed"
         if status is not None and status.signal is not None:
             return "signal", how
         return "exit", how

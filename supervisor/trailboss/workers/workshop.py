@@ -47,6 +47,8 @@ class Launch:
     identity: Identity | None
     #: "pipe", or "null" with a socket relay.
     stdin: str
+    #: Key of the configuration that the program comes from.
+    key: str
 
 
 def child_environment(base: Mapping[str, str]) -> dict[str, str]:
@@ -118,4 +120,11 @@ class Workshop:
             environment=environment,
             identity=resolve_identity(self.settings.user, self.settings.group),
             stdin="pipe" if self.hub is None else "null",
+            key=self._key_of(spec),
         )
+
+    def _key_of(self, spec: PoolSpec) -> str:
+        command = spec.config.command or self.settings.command
+        if self.settings.python and command[:1] == ("trailboss-worker",):
+            return "server.python"
+        return f"{spec.name}.pool.command" if spec.config.command else "server.command"

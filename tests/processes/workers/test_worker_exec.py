@@ -140,13 +140,13 @@ BROKEN = [
     # command, body, cause, words in the record's text or stray output
     ("text-first", b"x", "stdout garbage", "PHP Notice:  Undefined index"),
     ("text-only", b"x", "stdout garbage", "oops"),
-    ("bad-crc", b"x", "stdout garbage", "not a frame"),
+    ("bad-crc", b"x", "stdout garbage", "no frame"),
     ("no-option", b"x", "protocol violation", "has 0"),
     ("bad-option", b"x", "protocol violation", "beyond the payload"),
     ("control", b"x", "protocol violation", "control frame"),
     ("stream", b"x", "protocol violation", "stream"),
     ("close-out", b"x", "closed its pipes", "closed its standard output"),
-    ("huge", b"4294967295", "protocol violation", "above the limit"),
+    ("huge", b"4294967295", "protocol violation", "larger than max_frame_size"),
 ]
 
 
@@ -271,6 +271,28 @@ def _sleepers(stage: Stage) -> list[int]:
 
     workers = {state.pid for pool in stage.pools for state in pool.workers()}
     return [pid for pid in marked_processes(stage.guard.instance) if pid not in workers]
+
+
+async def test_beginning_of_an_answer_is_shown(stage: Stage) -> None:
+    """exec_ttl over a worker that had printed something instead of answering: the record shows what."""
+    pool = await stage.pool(limits={"exec_ttl": 0.3})
+    assert isinstance(await stage.outcome(pool, "text-only"), ExecTimeout)
+    await until(lambda: stage.deaths)
+    record = stage.deaths[0]
+    assert (record.cause, record.stray_output) == ("exec_ttl", "oops")
+    assert "text printed on stdout" in record.hint
+
+
+async def test_peak_memory_is_the_workers_own(stage: Stage) -> None:
+    """The record's peak memory is what the worker used, not what it was forked from; 0 where that hides it."""
+    pool = await stage.pool()
+    await stage.outcome(pool, "die", b"1")
+    await stage.ask(pool, "memory", b"400000000")
+    await stage.outcome(pool, "die", b"1")
+    await until(lambda: len(stage.deaths) == 2)
+    small, large = (record.memory_peak_bytes for record in stage.deaths)
+    assert small == 0
+    assert 400_000_000 < large < 500_000_000
 
 
 async def test_queue_limits(stage: Stage) -> None:

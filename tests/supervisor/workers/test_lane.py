@@ -35,7 +35,7 @@ class Owner(LaneOwner):
     def lane_spent(self) -> None:
         self.spent += 1
 
-    def exec_overdue(self, exec_: Exec) -> None:
+    def exec_overdue(self, exec_: Exec, begun: bytes) -> None:
         self.overdue.append(exec_)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import trio
 
-from trailboss.reactor import Reactor, Wheel
+from trailboss.reactor import CALLS_PER_LOOK, Reactor, Wheel
 
 
 @pytest.fixture
@@ -214,3 +215,69 @@ async def test_wheel_wakes_for_an_earlier_deadline(autojump_clock: trio.testing.
         await trio.sleep(200)
         nursery.cancel_scope.cancel()
     assert times == [pytest.approx(2, abs=0.03), pytest.approx(100, abs=0.03)]
+
+
+def busy(seconds: float) -> None:
+    """Do nothing for a while, as a callback with a lot to do."""
+    ends = time.perf_counter() + seconds
+    while time.perf_counter() < ends:
+        pass
+
+
+async def test_many_ready_objects_leave_the_loop_to_others_and_take_turns() -> None:
+    """A hundred objects that are always ready: tasks run after sixteen of them, and each object gets its share."""
+    reactor = Reactor()
+    calls = [0] * 100
+    ends = [os.pipe() for _ in calls]
+
+    def callback(number: int) -> Callable[[], None]:
+        def on_readable() -> None:
+            calls[number] += 1
+            busy(0.0001)
+
+        return on_readable
+
+    try:
+        for number, (read, write) in enumerate(ends):
+            os.set_blocking(read, False)
+            os.write(write, b"x")
+            reactor.register(read, callback(number))
+        longest = 0
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(reactor.run)
+                while sum(calls) < 1000:
+                    before = sum(calls)
+                    await trio.lowlevel.checkpoint()
+                    longest = max(longest, sum(calls) - before)
+                nursery.cancel_scope.cancel()
+        assert 1 <= longest <= 2 * CALLS_PER_LOOK
+        assert max(calls) - min(calls) <= 1
+    finally:
+        reactor.close()
+        for read, write in ends:
+            os.close(read)
+            os.close(write)
+
+
+async def test_many_deferred_calls_leave_the_loop_to_others(reactor: Reactor) -> None:
+    """Deferred calls are cut by the clock as well, and keep their order."""
+    order: list[int] = []
+
+    def deferred(number: int) -> Callable[[], None]:
+        def call() -> None:
+            order.append(number)
+            busy(0.0002)
+
+        return call
+
+    for number in range(100):
+        reactor.call_soon(deferred(number))
+    longest = 0
+    with trio.fail_after(10):
+        while len(order) < 100:
+            before = len(order)
+            await trio.lowlevel.checkpoint()
+            longest = max(longest, len(order) - before)
+    assert order == list(range(100))
+    assert longest <= 2 * CALLS_PER_LOOK
