@@ -135,7 +135,8 @@ class ServerPlugin(Plugin):
         argv = resolve_command(config.command, self.config.python)
         environment = {**config.env, **shop.base_environment()}
         try:
-            identity = resolve_identity(config.user or self.config.user, self.config.group)
+            section = "server.on_init" if config.user else "server"
+            identity = resolve_identity(config.user or self.config.user, self.config.group, section=section)
             process = await spawn(argv, environment, wall=time.time(), identity=identity, stdin="null")
         except (SpawnFailed, LookupError) as error:
             return str(error)
