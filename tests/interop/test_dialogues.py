@@ -20,7 +20,6 @@ import trio
 
 from trailboss.workers.outcome import Answer, ExecFailed, Outcome, SoftError, WorkerDied
 from trailboss.workers.pool import Pool
-from trailboss_worker.protocol.control import STOP_ANSWER_CONTEXT
 from trailboss_worker.protocol.frames import CONTROL, ERROR, STREAM, Frame, FrameDecoder
 from trailboss_worker.protocol.payload import split_payload
 
@@ -30,6 +29,8 @@ from .live import clean_environment
 HERE = Path(__file__).resolve().parent
 REPLAY = (sys.executable, "-I", "-S", str(HERE / "programs" / "replay_worker.py"))
 SCENARIOS = json.loads((HERE.parent / "protocol" / "vectors.json").read_text())["scenarios"]
+#: What a worker answers that wants to be replaced; written out here, so that the server's own idea of it is tested.
+STOP_ANSWER = b'{"stop":true}'
 #: Longest wait for anything here, seconds.
 PATIENCE = 20.0
 
@@ -100,7 +101,7 @@ async def test_a_recorded_dialogue(relayed_stage: Stage, tmp_path: Path, scenari
         elif answer.flags & ERROR:
             assert isinstance(outcome, SoftError)
             assert str(outcome) == body.decode()
-        elif context == STOP_ANSWER_CONTEXT:  # the same request, answered by the plain worker after it
+        elif context == STOP_ANSWER:  # the same request, answered by the plain worker after it
             assert outcome == Answer(0, *split_payload(request))
         else:
             assert outcome == Answer(answer.flags, context, body)
