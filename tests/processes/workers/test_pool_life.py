@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import resource
 import signal
 import time
 
@@ -193,6 +194,32 @@ async def test_crash_loop_is_bounded_and_heals(stage: Stage, tmp_path: pathlib.P
         f"{boot}: {pool.restarts} spawns, first worker {healed:.1f} s and all {healed + whole:.1f} s after the cure"
     )
     assert pool.phase is PoolPhase.READY
+
+
+async def test_out_of_descriptors(stage: Stage) -> None:
+    """A machine short of descriptors is a passing trouble: nothing leaks, and the slot is filled once it is over."""
+    pool = await stage.pool(num_workers=2)
+    await stage.ask(pool, "echo")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = open_descriptors()
+    victim = pool.workers()[0].pid
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(in_use) + 2, hard))
+    fillers = []
+    try:
+        while True:
+            try:
+                fillers.append(os.open(os.devnull, os.O_RDONLY))
+            except OSError:
+                break
+        os.kill(victim, signal.SIGKILL)
+        await until(lambda: any(record.cause == "spawn failed" for record in stage.deaths), 5)
+        assert await stage.ask(pool, "echo", b"the other") == b"the other"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in fillers:
+            os.close(fd)
+    assert "Too many open files" in stage.deaths[-1].text
+    await stage.whole(pool, 20)
 
 
 async def test_reset_heals_a_degraded_pool(stage: Stage, tmp_path: pathlib.Path) -> None:

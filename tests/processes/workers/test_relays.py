@@ -64,6 +64,27 @@ async def test_python_sdk(relay: str) -> None:
         await _exercise(stage, SDK, SDK_ENVIRONMENT)
 
 
+async def test_trailboss_worker_command(relay: str, tmp_path: pathlib.Path) -> None:
+    """`trailboss-worker` in server.command runs the SDK's bootstrap, with Trailboss's interpreter, for a real job."""
+    (tmp_path / "app.py").write_text("def handle(task):\n    print('handled', task.name, task.payload)\n")
+    context = (
+        b'{"id":"1","job":"greet","driver":"memory","queue":"q","pipeline":"q","headers":{},"priority":1,'
+        b'"delay":0,"auto_ack":false,"options":{}}'
+    )
+    async with open_stage(relay) as stage:
+        env = {"PYTHONPATH": str(tmp_path)}
+        pool = await stage.pool(command=("trailboss-worker", "jobs", "app:handle"), env=env, num_workers=2)
+        with trio.fail_after(10):
+            answer = await pool.exec(context, b"hello", 4)
+        assert answer.body == b'{"type":2,"data":[]}'  # acknowledged
+        os.kill(pool.workers()[0].pid, signal.SIGKILL)
+        await until(lambda: stage.deaths)
+        await stage.whole(pool)
+        with trio.fail_after(10):
+            await pool.stop(trio.current_time() + 5)
+        assert len(stage.deaths) == 1
+
+
 @pytest.mark.php
 async def test_php(relay: str, php: str) -> None:
     """A PHP worker works over each relay, through death, reset and stop."""
