@@ -272,7 +272,9 @@ def _explain(
             else "command not found; install it or correct the name"
         )
         if os.path.exists(command):
-            missing = "the interpreter named in its first line does not exist; install it or correct that line"
+            missing = (
+                "the interpreter named in its first line does not exist; install it or correct that line"
+            )
         return SpawnFailed(f"cannot start {command!r}{where}: {missing}", permanent=True)
     if isinstance(error, PermissionError):
         who = f" as user {identity.user}" if identity else ""

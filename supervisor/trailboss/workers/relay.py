@@ -170,12 +170,24 @@ class RelayHub:
             if len(self._pending) >= PENDING_MAX:
                 connection.close()
                 continue
-            connection.setblocking(False)
-            if connection.family == socket.AF_INET:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            greeting = _Greeting(self._reactor, connection, self)
-            self._pending[greeting.fd] = greeting
+            try:
+                self._greet(connection)
+            except Exception:
+                # It must not take the listener with it, which nobody would open again.
+                log.exception("a relay connection could not be taken on")
+                connection.close()
+
+    def _greet(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        if connection.family == socket.AF_INET:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        greeting = _Greeting(self._reactor, connection, self)
+        self._pending[greeting.fd] = greeting
+        try:
             greeting.begin()
+        except Exception:
+            greeting.close()
+            raise
 
     def _resume_accept(self) -> None:
         if self._socket is not None:

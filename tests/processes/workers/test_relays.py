@@ -158,6 +158,25 @@ async def test_bad_clients_do_not_disturb_boots(socket_relay: str) -> None:
         assert stage.deaths == []
 
 
+async def test_trouble_with_one_connection_leaves_the_listener(
+    socket_relay: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unexpected error over one connection closes that one; the next worker finds the listener in its place."""
+    async with open_stage(socket_relay) as stage:
+        register = stage.reactor.register
+
+        def fails_once(fd: int, *callbacks: object) -> None:
+            monkeypatch.setattr(stage.reactor, "register", register)
+            raise OSError(28, "no space left in epoll")
+
+        monkeypatch.setattr(stage.reactor, "register", fails_once)
+        client = _connect(stage)
+        await until(lambda: _is_closed(client), 2)
+        client.close()
+        pool = await stage.pool(command=SDK, env=SDK_ENVIRONMENT)
+        assert await stage.ask(pool, "c", b"fine") == b"fine"
+
+
 async def test_liar_gets_no_workers_place(socket_relay: str) -> None:
     """A client that claims the pid of a booting worker is turned away; the worker itself is let in."""
     async with open_stage(socket_relay) as stage:
