@@ -3,11 +3,13 @@
 Bytes between clients, RPC peers and workers never meet a task of their own: they arrive as readiness events on one
 epoll set, and the object registered for the descriptor is called. trio sees a single descriptor (the epoll set itself
 is readable when anything in it is), so supervision, timers and people keep their turn: a batch is bounded in events
-and in time, then the loop checkpoints.
+and, looked at every 16 of them, in time; then the loop checkpoints. Whoever had to be left out comes first in the
+next turn.
 
-Rules for the objects: callbacks never block and never await; an exception in one is contained (it is logged, counted,
-the descriptor is closed for the object by its `on_error`), the loop goes on. Whoever registers a descriptor owns it:
-unregister before closing.
+Rules for the objects: callbacks never block and never await, and one that has much to do looks at `late`; an exception
+in one is contained: it is logged, counted, the descriptor is unregistered, its `on_error` called, which is where the
+object closes it; the loop goes on. A listening socket has nobody to open it again, so its callback lets no exception of
+a single connection out. Whoever registers a descriptor owns it: unregister before closing.
 
 Deadlines of what happens here (exec_ttl, waiting in a queue, a half-sent frame) live in one coarse wheel. It holds no
 timer per request: an entry is looked at when its time comes, and the owner says then whether it still matters.
@@ -39,6 +41,8 @@ BATCH_SECONDS_MAX = 0.001
 LINGER_SECONDS = 0.001
 #: Most readiness events taken from the kernel at once.
 BATCH_EVENTS_MAX = 128
+#: Objects called between two looks at the clock.
+CALLS_PER_LOOK = 16
 
 Callback = Callable[[], None]
 
@@ -112,6 +116,9 @@ class Reactor:
         self._masks: dict[int, int] = {}
         self._errors: dict[int, Callable[[BaseException], None]] = {}
         self._soon: list[Callback] = []
+        #: While turns end before everybody was called: the number of the batch in which each descriptor was called last.
+        self._called: dict[int, int] = {}
+        self._turn_ends = float("inf")
         self._waiting = False
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake_fd, _IN)
@@ -183,6 +190,7 @@ class Reactor:
         del self._readers[fd]
         self._writers.pop(fd, None)
         self._errors.pop(fd, None)
+        self._called.pop(fd, None)
         try:
             self._epoll.unregister(fd)
         except (OSError, ValueError):  # closed by somebody already: the kernel has forgotten it
@@ -198,6 +206,11 @@ class Reactor:
         """Take the time anew and return it; for callers outside a batch."""
         self.now = trio.current_time()
         return self.now
+
+    @property
+    def late(self) -> bool:
+        """Whether the time of this turn is over; an object with more to do uses `call_soon` for the rest."""
+        return time.perf_counter() > self._turn_ends
 
     def call_soon(self, callback: Callback) -> None:
         """Run `callback` in the reactor after the current batch (or wake it up for that)."""
@@ -224,7 +237,7 @@ class Reactor:
         fileno = self._epoll.fileno()
         perf = time.perf_counter
         statistics = trio.lowlevel.current_statistics
-        turn_ends = perf() + BATCH_SECONDS_MAX
+        self._turn_ends = perf() + BATCH_SECONDS_MAX
         fresh = False
         while True:
             events = poll(0, BATCH_EVENTS_MAX)
@@ -245,19 +258,35 @@ class Reactor:
                     await trio.lowlevel.wait_readable(fileno)
                 finally:
                     self._waiting = False
-                turn_ends = perf() + BATCH_SECONDS_MAX
+                self._turn_ends = perf() + BATCH_SECONDS_MAX
                 continue
             self.now = trio.current_time()
             self.batches += 1
             fresh = True
             self.in_batch = True
-            self.dispatch(events)
+            if len(events) <= CALLS_PER_LOOK:
+                self.dispatch(events)
+            else:
+                self._dispatch_many(events)
             if self._soon:
                 self._run_soon()
             self.in_batch = False
-            if perf() > turn_ends:
+            if perf() > self._turn_ends:
                 await trio.lowlevel.checkpoint()
-                turn_ends = perf() + BATCH_SECONDS_MAX
+                self._turn_ends = perf() + BATCH_SECONDS_MAX
+
+    def _dispatch_many(self, events: list[tuple[int, int]]) -> None:
+        """Call objects until the turn is over. The kernel reports the others again, in its own order, which may be the same
+        each time; so whoever was called longest ago comes first."""
+        called = self._called
+        if called:
+            events.sort(key=lambda event: called.get(event[0], 0))
+        for start in range(0, len(events), CALLS_PER_LOOK):
+            if start and self.late:
+                called.update((fd, self.batches) for fd, _ in events[:start] if fd in self._readers)
+                return
+            self.dispatch(events[start : start + CALLS_PER_LOOK])
+        called.clear()
 
     def dispatch(self, events: list[tuple[int, int]]) -> None:
         """Call the objects of one batch of readiness events."""
@@ -289,7 +318,10 @@ class Reactor:
 
     def _run_soon(self) -> None:
         soon, self._soon = self._soon, []
-        for callback in soon:
+        for number, callback in enumerate(soon):
+            if number and number % CALLS_PER_LOOK == 0 and self.late:
+                self._soon[:0] = soon[number:]
+                return
             try:
                 callback()
             except Exception:

@@ -30,7 +30,7 @@ UNSENT_BYTES_MAX: Final = 1024 * 1024
 LARGE_ANSWER_BYTES: Final = 16 * 1024
 #: Calls of one connection that have a task.
 TASKS_PER_CONNECTION_MAX: Final = 128
-#: Calls served before other connections get their turn.
+#: Calls served before other connections get their turn; fewer where the turn of all is over.
 CALLS_PER_TURN: Final = 32
 #: Longest error text that is sent.
 ERROR_TEXT_CHARS_MAX: Final = 16 * 1024
@@ -57,6 +57,7 @@ class RpcConnection:
         self._on_closed = on_closed
         self._decoder = FrameDecoder(server.limits.frame_bytes)
         self._waiting: deque[Frame] = deque()
+        self._waiting_bytes = 0
         self._batch: list[bytes] | None = None
         self._unsent = bytearray()
         self._tasks = 0
@@ -68,7 +69,7 @@ class RpcConnection:
         self._frame_since = 0.0
         self._stalled_since = 0.0
         self._active_at = self._reactor.now
-        self._has_deadline = False
+        self._deadline: _Deadline | None = None
         self._register()
         if server.limits.idle_timeout_seconds:
             self._arm(self._reactor.now + server.limits.idle_timeout_seconds)
@@ -107,11 +108,13 @@ class RpcConnection:
                 self._frame_since = 0.0
                 if self._held:
                     self._account()
-                self._serve_one(frame)
-                return
+                if not self._server.is_full:
+                    self._serve_one(frame)
+                    return
             if frame is not None:
-                self._waiting.append(frame)
-                self._waiting.extend(decoder.next_frames())
+                self._put_by(frame)
+                for later in decoder.next_frames():
+                    self._put_by(later)
         except FrameError as error:
             if not self._waiting:
                 self._broken(str(error))
@@ -128,8 +131,29 @@ class RpcConnection:
             self._frame_since = self._reactor.now
             self._arm(self._reactor.now + self._server.limits.read_timeout_seconds)
         self._account()
-        if self._decoder.buffered and self._server.bytes_held > self._server.limits.bytes_in_flight:
+        server = self._server
+        if (
+            self._decoder.buffered
+            and server.bytes_held + server.bytes_waiting > server.limits.bytes_in_flight
+        ):
             self._broken("too many bytes in flight (rpc.max_bytes_in_flight)")
+
+    def _put_by(self, frame: Frame) -> None:
+        """Keep a complete frame until it can be served; its bytes are counted until then."""
+        self._waiting.append(frame)
+        self._waiting_bytes += len(frame.payload)
+        self._server.bytes_waiting += len(frame.payload)
+
+    def _take(self) -> Frame:
+        frame = self._waiting.popleft()
+        self._waiting_bytes -= len(frame.payload)
+        self._server.bytes_waiting -= len(frame.payload)
+        return frame
+
+    def _drop_waiting(self) -> None:
+        self._waiting.clear()
+        self._server.bytes_waiting -= self._waiting_bytes
+        self._waiting_bytes = 0
 
     def _serve_one(self, frame: Frame) -> None:
         try:
@@ -149,7 +173,9 @@ class RpcConnection:
             for _ in range(CALLS_PER_TURN):
                 if not waiting or self.closed or self._must_wait():
                     break
-                self._serve_one(waiting.popleft())
+                self._serve_one(self._take())
+                if self._reactor.late:
+                    break
         finally:
             batch, self._batch = self._batch, None
         if batch and not self._deaf:
@@ -171,7 +197,7 @@ class RpcConnection:
             self._broken(str(error))
             return
         if frame is not None:
-            self._waiting.append(frame)
+            self._put_by(frame)
             self._pause()
             self._reactor.call_soon(self._resume)
 
@@ -318,7 +344,7 @@ class RpcConnection:
     def end_intake(self) -> None:
         """Read no further calls; answers to those that have begun still go out."""
         if not self._ended and not self.closed:
-            self._waiting.clear()
+            self._drop_waiting()
             if self._registered:
                 self._on_end()
             else:
@@ -337,14 +363,13 @@ class RpcConnection:
             self._server.feed_starved()
 
     def _arm(self, deadline: float) -> None:
-        if not self._has_deadline:
-            self._has_deadline = True
-            self._reactor.wheel.add(deadline, self._on_deadline)
+        if self._deadline is None:
+            self._deadline = _Deadline(self)
+            self._reactor.wheel.add(deadline, self._deadline)
 
-    def _on_deadline(self, now: float) -> None:
-        self._has_deadline = False
-        if self.closed:
-            return
+    def on_deadline(self, now: float) -> None:
+        """Look at what may have taken too long; called by the entry in the wheel, never once closed."""
+        self._deadline = None
         limits = self._server.limits
         next_look: list[float] = []
         if self._frame_since:
@@ -390,7 +415,9 @@ class RpcConnection:
         self.closed = self._deaf = True
         self._reactor.unregister(self._fd)
         self._sock.close()
-        self._waiting.clear()
+        self._drop_waiting()
+        if self._deadline is not None:
+            self._deadline.connection = None
         self._unsent.clear()
         self._server.bytes_held -= self._held
         self._held = 0
@@ -398,3 +425,16 @@ class RpcConnection:
         self._on_closed(self)
         self._server.moved()
         self._server.feed_starved()
+
+
+class _Deadline:
+    """Entry of a connection in the wheel. An hour of idle_timeout must not keep the connections of an hour in memory."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: RpcConnection) -> None:
+        self.connection: RpcConnection | None = connection
+
+    def __call__(self, now: float) -> None:
+        if self.connection is not None:
+            self.connection.on_deadline(now)

@@ -148,6 +148,9 @@ class RpcServer:
         self.starved: set[Callable[[], None]] = set()
         self.tasks = 0
         self.bytes_held = 0
+        #: Bytes of complete calls that connections keep because they must wait. Not part of `is_full`: serving those calls is
+        #: what makes them fewer.
+        self.bytes_waiting = 0
         self._registry = registry
         self._gate = gate
         self._nursery = nursery

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import socket
 import struct
+import time
+import weakref
 from typing import Any
 
 import pytest
@@ -306,6 +309,90 @@ async def test_begun_frames_together_are_bounded(helpers: Any, rpc_config: RpcCo
             assert not await two.closed()
         await until(lambda: len(bench.server.connections) == 1)
         assert bench.server.bytes_held <= 1024 * 1024
+
+
+async def test_a_long_batch_leaves_the_loop_to_others(helpers: Any, rpc_config: RpcConfig) -> None:
+    """Glued calls that take their time are cut by the clock of the turn: tasks run after a few of them."""
+
+    def slow(_argument: object, _caller: Caller) -> bool:
+        nonlocal served
+        served += 1
+        ends = time.perf_counter() + 0.0006
+        while time.perf_counter() < ends:
+            pass
+        return True
+
+    served = 0
+    longest = 0
+    async with helpers.running([RpcMethod("test.Slow", slow)], rpc_config) as bench, bench.client() as client:
+        await client.send(b"".join(encode_request(i, "test.Slow", b"true", JSON) for i in range(96)))
+        while served < 96:
+            before = served
+            await trio.lowlevel.checkpoint()
+            longest = max(longest, served - before)
+        assert [(await client.reply()).sequence for _ in range(96)] == list(range(96))
+    assert 1 <= longest <= 8
+
+
+async def test_a_full_server_puts_a_lone_call_by(
+    helpers: Any, rpc_config: RpcConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all tasks taken, a call that comes alone waits too, its bytes are counted, and it is answered in the end."""
+    monkeypatch.setattr("trailboss.rpc.server.TASKS_MAX", 1)
+    handlers = Handlers()
+    async with (
+        helpers.running(handlers.methods(), rpc_config) as bench,
+        bench.client() as one,
+        bench.client() as two,
+    ):
+        await one.send(encode_request(1, "test.Held", b'"x"', JSON))
+        await until(lambda: handlers.begun == 1)
+        await two.send(encode_request(2, "test.Held", b'"' + b"y" * 1000 + b'"', JSON))
+        await until(lambda: bench.server.bytes_waiting > 1000)
+        assert (handlers.begun, bench.server.tasks) == (1, 1)
+        handlers.release.set()
+        assert (await two.reply()).sequence == 2
+        assert (bench.server.bytes_waiting, bench.server.bytes_held) == (0, 0)
+
+
+async def test_calls_put_by_are_bounded_together(
+    helpers: Any, rpc_config: RpcConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Complete calls that wait for room count against rpc.max_bytes_in_flight; who asks for more is closed."""
+    monkeypatch.setattr("trailboss.rpc.server.TASKS_MAX", 1)
+    handlers = Handlers()
+    config = dataclasses.replace(rpc_config, max_bytes_in_flight=1)
+    call = encode_request(1, "test.Echo", b'"' + b"x" * 700_000 + b'"', JSON)
+    async with helpers.running(handlers.methods(), config) as bench:
+        async with bench.client() as full, bench.client() as one, bench.client() as two:
+            await full.send(encode_request(1, "test.Held", b'"x"', JSON))
+            await until(lambda: handlers.begun == 1)
+            await one.send(call)
+            await until(lambda: bench.server.bytes_waiting > 700_000)
+            with pytest.raises((trio.BrokenResourceError, AssertionError)):
+                await two.send(call[:-1])
+                assert not await two.closed()
+            assert bench.server.counters.broken == 1
+            handlers.release.set()
+            assert (await one.reply()).sequence == 1
+        await until(lambda: not bench.server.connections)
+        assert (bench.server.bytes_waiting, bench.server.bytes_held) == (0, 0)
+
+
+async def test_a_closed_connection_is_not_kept_by_its_deadline(helpers: Any, rpc_config: RpcConfig) -> None:
+    """With an hour of rpc.idle_timeout, connections that are gone leave nothing but an empty entry behind."""
+    config = dataclasses.replace(rpc_config, idle_timeout=3600.0)
+    async with helpers.running(Handlers().methods(), config) as bench:
+        async with bench.client() as client:
+            await client.call("rpc.Version")
+            (connection,) = bench.server.connections
+            gone = weakref.ref(connection)
+            del connection
+        await until(lambda: not bench.server.connections)
+        await trio.lowlevel.checkpoint()
+        gc.collect()
+        assert gone() is None
+        assert len(bench.reactor.wheel) == 1
 
 
 async def test_half_open_connections_cost_nothing(helpers: Any, rpc_config: RpcConfig) -> None:

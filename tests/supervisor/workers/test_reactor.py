@@ -251,8 +251,8 @@ async def test_many_ready_objects_leave_the_loop_to_others_and_take_turns() -> N
                     await trio.lowlevel.checkpoint()
                     longest = max(longest, sum(calls) - before)
                 nursery.cancel_scope.cancel()
-        assert 1 <= longest <= 2 * CALLS_PER_LOOK
-        assert max(calls) - min(calls) <= 1
+        assert 1 <= longest <= 3 * CALLS_PER_LOOK
+        assert max(calls) - min(calls) <= 2
     finally:
         reactor.close()
         for read, write in ends:
@@ -280,4 +280,4 @@ async def test_many_deferred_calls_leave_the_loop_to_others(reactor: Reactor) ->
             await trio.lowlevel.checkpoint()
             longest = max(longest, len(order) - before)
     assert order == list(range(100))
-    assert longest <= 2 * CALLS_PER_LOOK
+    assert longest <= 3 * CALLS_PER_LOOK
