@@ -26,8 +26,9 @@ log = logger("server")
 INSTANCE_VARIABLE = "TRAILBOSS_INSTANCE"
 
 _PROGRAM = Path(__file__).with_name("guard_process.py")
-#: A guard that dies more often than this is replaced no faster than once in so many seconds.
+#: A guard that lived shorter than HEALTHY_SECONDS is replaced after this pause, any other at once.
 REPLACE_SECONDS_MIN = 0.2
+HEALTHY_SECONDS = 1.0
 RETRY_SECONDS = 2.0
 START_SECONDS_MAX = 10.0
 #: A guard that was let go needs a few looks around (0.15 s) before it ends.
@@ -93,6 +94,7 @@ class Guard:
                 if not started:
                     task_status.started()
                     started = True
+                begun = trio.current_time()
                 await self._wait(process)
                 self._close()
                 self.pid = 0
@@ -100,7 +102,8 @@ class Guard:
                 log.warning(
                     "the guard process died and is replaced", pid=process.pid, exit_code=process.returncode
                 )
-                await trio.sleep(REPLACE_SECONDS_MIN)
+                if trio.current_time() < begun + HEALTHY_SECONDS:
+                    await trio.sleep(REPLACE_SECONDS_MIN)
         finally:
             self._close()
 
@@ -165,6 +168,6 @@ class Guard:
             os.close(pidfd)
 
     def kill_now(self) -> None:
-        """SIGKILL the guard itself; used by tests of its replacement."""
+        """SIGKILL the guard itself: it is stuck, or a test wants to see it replaced."""
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)

@@ -2,11 +2,10 @@
 
 Started first, as ``python -I -S guard_process.py INSTANCE``; its standard input is the read end of the lifeline pipe,
 whose only write end is the supervisor's. Lines on it say which process groups exist (``+PID``) and which do not any
-more (``-PID``); ``q`` says that the supervisor ends in good order and has left no group behind: where nothing else is
-left either, the guard ends at once. End of file means the supervisor is dead, even by SIGKILL: the guard then kills
-those groups, every process of their sessions, and every process that carries this instance's mark
+more (``-PID``); ``q`` says that the supervisor ends in good order. End of file means it is gone, even by SIGKILL: the
+guard then kills those groups, every process of their sessions, and every process that carries this instance's mark
 (TRAILBOSS_INSTANCE) in its environment, so a child that moved to a session of its own does not escape; it looks again
-until nothing is left.
+until nothing is left. After a ``q`` and no survivor at first sight it just ends.
 
 Standard library only, no import of Trailboss: it has to run with nothing but the interpreter and stay small.
 """

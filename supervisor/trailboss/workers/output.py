@@ -46,7 +46,7 @@ class LineDrain:
         #: Lines that the rate limit kept out of the log.
         self.dropped = 0
         self._last: deque[bytes] = deque(maxlen=STDERR_LINES_MAX)
-        reactor.register(fd, self.on_readable, None, lambda _error: None)
+        reactor.register(fd, self.on_readable, None, self._failed)
 
     @property
     def at_eof(self) -> bool:
@@ -85,6 +85,12 @@ class LineDrain:
         """Log the unfinished last line and stop; the descriptor is the owner's to close."""
         if self._open:
             self._finish()
+
+    def _failed(self, _error: BaseException) -> None:
+        """The reactor caught an exception in here. The pipe is read on all the same: a full one blocks the worker."""
+        self._rest = b""
+        if self._open:
+            self._reactor.register(self._fd, self.on_readable, None, self._failed)
 
     def _finish(self) -> None:
         self._open = False

@@ -23,6 +23,9 @@ from dataclasses import dataclass
 
 import trio
 
+#: A process that was killed right after its spawn is waited for no longer than this, in seconds.
+REAP_SECONDS_MAX = 5.0
+
 __all__ = ["ExitStatus", "Identity", "Process", "SpawnFailed", "UnknownIdentity", "resolve_identity", "spawn"]
 
 
@@ -188,7 +191,10 @@ async def spawn(
         await trio.lowlevel.checkpoint_if_cancelled()
     except trio.Cancelled:
         process.signal_group(signal.SIGKILL)
-        process.reap()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + REAP_SECONDS_MAX):
+            while not process.has_exited():
+                await trio.lowlevel.wait_readable(process.pidfd)
+            process.reap()
         process.close()
         raise
     return process
