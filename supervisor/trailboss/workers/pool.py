@@ -182,7 +182,8 @@ class Pool:
             memory_bytes=limits.max_worker_memory * 1024 * 1024,
         )
         self._queue_max = spec.config.resolved_max_queue_size
-        self._budget = RestartBudget(self.policy, self.num_workers)
+        self._boot_budget = RestartBudget(self.policy.boots(self.num_workers))
+        self._exec_budget = RestartBudget(self.policy.execs(self.num_workers))
         self._first_start: FirstStart | None = FirstStart(self.num_workers)
         self._phase = PoolPhase.BOOTING
         #: A stack: the worker used last is the one whose memory is still in the caches, and a pool that is larger
@@ -527,7 +528,7 @@ class Pool:
             self._last_failure = left.text
         if left.planned or self.policy.proved(left.executions, left.ready_seconds):
             slot.history.streak = 0
-        else:
+        elif not left.busy:
             slot.history.streak += 1
         if not left.was_ready and not left.planned:
             slot.failure = left.text
@@ -547,12 +548,17 @@ class Pool:
     async def _pace(self, slot: Slot, left: WorkerExit) -> None:
         """Wait before the slot's next worker, as the restart policy has it."""
         now = trio.current_time()
-        if not slot.history.streak:
-            if not left.planned:
-                self._budget.forget(now)
+        if self.policy.proved(left.executions, left.ready_seconds):
+            self._boot_budget.forget(now)
+            self._exec_budget.forget(now)
             return
-        wait = slot.history.backoff_seconds(self.policy, self._random.random())
-        wait = max(wait, self._budget.take(now))
+        if left.planned:
+            return
+        if left.busy:
+            wait = self._exec_budget.take(now)
+        else:
+            wait = slot.history.backoff_seconds(self.policy, self._random.random())
+            wait = max(wait, self._boot_budget.take(now))
         if wait <= 0:
             return
         slot.next_probe = now + wait
@@ -596,7 +602,8 @@ class Pool:
             if slot.worker is worker:
                 slot.history.streak = 0
         if any(slot.next_probe is not None for slot in self._slots):
-            self._budget.forget(trio.current_time())
+            self._boot_budget.forget(trio.current_time())
+            self._exec_budget.forget(trio.current_time())
             for slot in self._slots:
                 slot.poked.set()
 

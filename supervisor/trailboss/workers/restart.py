@@ -5,14 +5,26 @@ for a while) is replaced at once, however it went. One that had not is replaced 
 exponential back-off and jitter per slot, and every such replacement takes a token from a bucket that the whole pool
 shares, so that a crash loop of many slots is bounded as well. A proof refills the bucket and forgets the streak.
 
+A worker that came up and died of the first thing it was given says something about that thing, not about the start: it
+leaves the streak alone and takes its token from a larger bucket. Whoever gives it out again has a pace of his own (jobs
+have a back-off and a number of attempts), so one poison job does not take the workers from all others.
+
 No clock, no randomness, no I/O in here: `now` and a random fraction are passed in.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-__all__ = ["FirstStart", "RestartBudget", "RestartPolicy", "SlotHistory"]
+__all__ = ["FirstStart", "Pace", "RestartBudget", "RestartPolicy", "SlotHistory"]
+
+
+class Pace(NamedTuple):
+    """A token bucket: replacements that may happen at once, and how many more come each second."""
+
+    burst: float
+    refill_per_second: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +40,13 @@ class RestartPolicy:
     #: Staying ready for so long proves a worker that has had nothing to do.
     proof_seconds: float = 5.0
 
-    def burst(self, num_workers: int) -> float:
-        """Tokens of a full bucket: replacements of unproved workers that may happen at once."""
-        return float(max(4, num_workers))
+    def boots(self, num_workers: int) -> Pace:
+        """Pace of replacements of workers that died unproved with nothing to do."""
+        return Pace(float(max(4, num_workers)), max(10.0, 2.5 * num_workers) / 60.0)
 
-    def refill_per_second(self, num_workers: int) -> float:
-        """Tokens that come back each second."""
-        return max(10.0, 2.5 * num_workers) / 60.0
+    def execs(self, num_workers: int) -> Pace:
+        """Pace of replacements of workers that died of the first thing they were given."""
+        return Pace(max(20.0, 5.0 * num_workers), max(1.0, 0.5 * num_workers))
 
     def proved(self, executions: int, ready_seconds: float) -> bool:
         """Whether a worker with this record counts as one that worked."""
@@ -59,18 +71,17 @@ class SlotHistory:
 class RestartBudget:
     """Token bucket of one pool. Times are seconds of one monotonic clock."""
 
-    policy: RestartPolicy
-    num_workers: int
+    pace: Pace
     _tokens: float = field(init=False)
     _at: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        self._tokens = self.policy.burst(self.num_workers)
+        self._tokens = self.pace.burst
 
     def _refill(self, now: float) -> None:
         if self._at:
-            earned = (now - self._at) * self.policy.refill_per_second(self.num_workers)
-            self._tokens = min(self.policy.burst(self.num_workers), self._tokens + max(0.0, earned))
+            earned = (now - self._at) * self.pace.refill_per_second
+            self._tokens = min(self.pace.burst, self._tokens + max(0.0, earned))
         self._at = now
 
     def take(self, now: float) -> float:
@@ -82,11 +93,11 @@ class RestartBudget:
         self._tokens -= 1.0
         if self._tokens >= 0.0:
             return 0.0
-        return -self._tokens / self.policy.refill_per_second(self.num_workers)
+        return -self._tokens / self.pace.refill_per_second
 
     def forget(self, now: float) -> None:
         """A worker has proved itself: the bucket is full again."""
-        self._tokens = self.policy.burst(self.num_workers)
+        self._tokens = self.pace.burst
         self._at = now
 
 

@@ -80,6 +80,8 @@ class WorkerExit:
     permanent: bool
     #: One sentence; for a failed boot with the worker's own last output.
     text: str
+    #: It died of what it ran.
+    busy: bool = False
 
 
 class Worker(LaneOwner):
@@ -644,7 +646,8 @@ class Worker(LaneOwner):
             **details,
         )
         permanent = record.cause == "script not found"
-        return WorkerExit(False, was_ready, executions, ready_seconds, permanent, _with_output(record))
+        text, busy = _with_output(record), self._doing is not None
+        return WorkerExit(False, was_ready, executions, ready_seconds, permanent, text, busy)
 
     def _ended_as_planned(self) -> bool:
         """Whether the end followed our wish. A worker killed by somebody while it finished its last exec has died."""

@@ -16,7 +16,7 @@ POLICY = RestartPolicy()
 def crash_loop(workers: int, seconds: float, *, seed: int, lives: float = 0.01) -> list[float]:
     """Times of the spawns of a pool whose workers all die `lives` seconds after each spawn."""
     draw = random.Random(seed)
-    budget = RestartBudget(POLICY, workers)
+    budget = RestartBudget(POLICY.boots(workers))
     slots = [SlotHistory() for _ in range(workers)]
     spawns = [0.0] * workers
     deaths = [(lives, number) for number in range(workers)]
@@ -57,7 +57,7 @@ def test_crash_loop_of_other_sizes(workers: int) -> None:
 
 def test_first_death_is_replaced_at_once() -> None:
     """One death of an unproved worker costs no wait, in any slot."""
-    budget = RestartBudget(POLICY, 4)
+    budget = RestartBudget(POLICY.boots(4))
     for _ in range(4):
         slot = SlotHistory(streak=1)
         assert slot.backoff_seconds(POLICY, 0.5) == 0
@@ -73,7 +73,7 @@ def test_back_off_grows_to_its_maximum_with_jitter() -> None:
 
 def test_budget_refills_and_forgets() -> None:
     """Tokens come back with time, not beyond the burst; a proof fills the bucket."""
-    budget = RestartBudget(POLICY, 4)
+    budget = RestartBudget(POLICY.boots(4))
     assert [budget.take(1.0) for _ in range(4)] == [0, 0, 0, 0]
     assert budget.take(1.0) == pytest.approx(6)
     assert budget.take(1.0) == pytest.approx(12)
@@ -106,3 +106,16 @@ def test_first_start_verdicts() -> None:
     other = FirstStart(4)
     other.failed(permanent=True)
     assert other.verdict(3)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 50])
+def test_deaths_of_execs_have_a_pace_of_their_own(workers: int) -> None:
+    """Workers that die of what they were given are replaced 20 times at once, and at least once a second after that."""
+    budget = RestartBudget(POLICY.execs(workers))
+    assert [budget.take(1.0) for _ in range(20)] == [0.0] * 20
+    for _ in range(int(max(20, 5 * workers)) - 20):
+        budget.take(1.0)
+    assert 0.0 < budget.take(1.0) <= 1.0
+    assert budget.take(1.0 + 3.0) == 0.0
+    budget.forget(5.0)
+    assert budget.take(5.0) == 0.0
