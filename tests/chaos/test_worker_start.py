@@ -209,7 +209,8 @@ async def run_syscalls(command: str, folder: Path, chance: random.Random, points
     calls = SYSCALLS["php" if command == PHP_WORKER else "python"]
     every = [(name, number) for name, count in calls.items() for number in range(1, count)]
     stride = max(1, len(every) // points)
-    chosen = [every[index] for index in range(chance.randrange(stride), len(every), stride)][:points]
+    chosen = [every[index] for index in range(chance.randrange(stride), len(every), stride)][: points - 1]
+    chosen.append(("execve", 1))  # before the program is executed at all
     config = configuration(folder, f"{TESTS}/support/strace_worker.sh {command}", WORKERS)
     config["server"]["env"]["KILL_PLAN"] = str(lock)
     with trio.fail_after(points * 1.5 * PATIENCE + 20):

@@ -1,5 +1,6 @@
 """Servers that cannot start: one error that names key, value and remedy, the documented exit code, soon, and nothing left."""
 
+# ruff: noqa: ASYNC240  the other side is a process: it is asked by files, /proc and commands
 from __future__ import annotations
 
 import os

@@ -3,8 +3,10 @@
 A ledger that the workers write says what was really run: each job once, and once more for each kill of its worker.
 """
 
+# ruff: noqa: ASYNC221, ASYNC240  the other side is a process: it is asked by files, /proc and commands
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -28,6 +30,7 @@ from live_server import (
     Server,
     children_of,
     configuration,
+    pipelines_argument,
     push_argument,
     serving,
     until,
@@ -190,7 +193,7 @@ async def test_a_poison_job_is_tried_so_often_and_no_more(command: str, tmp_path
             assert {1} == {count for job, count in runs.items() if job.startswith("good-")}
             for job in poison:
                 times = [row["time"] for row in server.ledger() if row["id"] == job]
-                pauses = [after - before for before, after in zip(times, times[1:], strict=False)]
+                pauses = [after - before for before, after in itertools.pairwise(times)]
                 assert [pause + 0.02 for pause in pauses] >= [0.2, 0.4, 0.8]
                 for pause, wanted in zip(pauses, (0.2, 0.4, 0.8), strict=True):
                     assert wanted - 0.02 <= pause <= wanted + 1.0 * PATIENCE, pauses
@@ -208,6 +211,43 @@ async def test_a_poison_job_is_tried_so_often_and_no_more(command: str, tmp_path
             await server.wait_whole(
                 30
             )  # slots whose fresh workers got nothing but poison wait before they try again
+
+
+@pytest.mark.parametrize("command", SDKS)
+async def test_poison_costs_the_others_little(command: str, tmp_path: Path) -> None:
+    """With 1 % of the jobs killing their worker, the others still get 80 % of the clean throughput."""
+    config = configuration(tmp_path, command, WORKERS)
+    config["jobs"] |= {"max_attempts": 5, "retry_backoff": "100ms"}
+    seconds: dict[bool, float] = {}
+    with trio.fail_after(100 * PATIENCE):
+        async with serving(tmp_path, config) as server:
+            for poisoned in (False, True):
+                await server.call("jobs.Pause", pipelines_argument("work"))
+                async with server.client() as client:
+                    for number in range(1000):
+                        name = "die" if poisoned and number % 100 == 50 else "sleep"
+                        job = f"{name}-{poisoned}-{number}"
+                        await client.call("jobs.Push", push_argument("work", name, job, {"ms": 8}))
+                began = trio.current_time()
+                await server.call("jobs.Resume", pipelines_argument("work"))
+                wanted = {
+                    f"sleep-{poisoned}-{number}"
+                    for number in range(1000)
+                    if not poisoned or number % 100 != 50
+                }
+                await until(
+                    lambda wanted=wanted: wanted <= {row["id"] for row in server.ledger()},  # type: ignore[misc]
+                    40 * PATIENCE,
+                    "all good jobs run",
+                )
+                seconds[poisoned] = trio.current_time() - began
+            assert seconds[True] <= seconds[False] / 0.8 + 0.3 * PATIENCE, seconds
+            books = await server.wait_quiet(60)
+            assert (books["done"], books["dead"]) == (1990, 10)
+            runs = Counter(row["id"] for row in server.ledger())
+            assert {5} == {count for job, count in runs.items() if job.startswith("die")}
+            assert {1} == {count for job, count in runs.items() if job.startswith("sleep")}
+            await server.wait_whole(30)
 
 
 def trailboss(server: Server, *words: str) -> str:

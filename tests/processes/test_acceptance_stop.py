@@ -4,6 +4,7 @@ What the log says of the books when the last word is spoken, what the ledger of 
 plugins stopped.
 """
 
+# ruff: noqa: ASYNC240  the other side is a process: it is asked by files, /proc and commands
 from __future__ import annotations
 
 import os
@@ -81,8 +82,19 @@ async def last_books(server: Server, found: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("command", SDKS)
 async def test_stop_under_load(command: str, tmp_path: Path, chaos: random.Random) -> None:
     """Five stops at a random moment of a load: what was started is done or back in its queue, the order is right, exit code 0."""
-    with trio.fail_after(90 * PATIENCE):
-        for number in range(5):
+    await run_stops(command, tmp_path, chaos, 5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", SDKS)
+async def test_many_stops_under_load(command: str, tmp_path: Path, chaos: random.Random) -> None:
+    """The same 50 times."""
+    await run_stops(command, tmp_path, chaos, 50)
+
+
+async def run_stops(command: str, tmp_path: Path, chaos: random.Random, rounds: int) -> None:
+    with trio.fail_after((20 + 4 * rounds) * PATIENCE):
+        for number in range(rounds):
             folder = tmp_path / str(number)
             folder.mkdir()
             config = configuration(folder, command, 3)

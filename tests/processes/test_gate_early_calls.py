@@ -4,6 +4,7 @@ Real servers, real workers, real on_init commands in PHP and Python. A third-par
 RPC method together with the state of the gate, so that "no effect before the gate opens" is seen and not inferred.
 """
 
+# ruff: noqa: ASYNC240  the other side is a process: it is asked by files, /proc and commands
 from __future__ import annotations
 
 import json

@@ -4,6 +4,7 @@ A phase is held by a file that somebody waits for: a third-party back-end (gate 
 (booting), a running job (draining). While it is held a worker is killed in the middle of its hello, where there is one.
 """
 
+# ruff: noqa: ASYNC240  the other side is a process: it is asked by files, /proc and commands
 from __future__ import annotations
 
 import json

@@ -4,6 +4,7 @@ They learn from the environment what to do. `recorder` also wraps the handler of
 writes one line for each execution: what the gate was at that moment, and who called.
 """
 
+# ruff: noqa: ASYNC110, ASYNC240  the other side is a process: it is asked by files, /proc and commands
 from __future__ import annotations
 
 import dataclasses

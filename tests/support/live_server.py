@@ -124,24 +124,31 @@ def descriptors(pid: int) -> list[str]:
     return sorted(targets)
 
 
-async def until(check: Callable[[], object], seconds: float, what: str, step: float = 0.02) -> Any:
-    """Wait until `check()` is true and return its value. Raises AssertionError naming `what` after `seconds`."""
+What = str | Callable[[], str]
+
+
+def _too_late(seconds: float, what: What) -> AssertionError:
+    return AssertionError(f"not within {seconds:g} s: {what if isinstance(what, str) else what()}")
+
+
+async def until(check: Callable[[], object], seconds: float, what: What, step: float = 0.02) -> Any:
+    """Wait until `check()` is true and return its value. Raises AssertionError with `what` after `seconds`."""
     deadline = trio.current_time() + seconds
     while not (value := check()):
         if trio.current_time() > deadline:
-            raise AssertionError(f"not within {seconds:g} s: {what}")
+            raise _too_late(seconds, what)
         await trio.sleep(step)
     return value
 
 
 async def until_async(
-    check: Callable[[], Awaitable[object]], seconds: float, what: str, step: float = 0.02
+    check: Callable[[], Awaitable[object]], seconds: float, what: What, step: float = 0.02
 ) -> Any:
     """`until` for a check that has to wait itself."""
     deadline = trio.current_time() + seconds
     while not (value := await check()):
         if trio.current_time() > deadline:
-            raise AssertionError(f"not within {seconds:g} s: {what}")
+            raise _too_late(seconds, what)
         await trio.sleep(step)
     return value
 
@@ -443,7 +450,9 @@ class Server:
 
     async def wait_exit(self, seconds: float = STOP_SECONDS) -> int:
         """The exit code, after at most `seconds`."""
-        await until(lambda: self.exit_code is not None, seconds, f"the end of the server; {self.tail()}")
+        await until(
+            lambda: self.exit_code is not None, seconds, lambda: f"the end of the server; {self.tail()}"
+        )
         code = self.exit_code
         assert code is not None
         return code
@@ -456,7 +465,7 @@ class Server:
                 raise AssertionError(f"the server ended with {self.exit_code}: {self.stderr()} {self.tail()}")
             return b"server started" in (self.folder / "stdout").read_bytes()
 
-        await until(ready, seconds, f"the server ready; {self.tail()}")
+        await until(ready, seconds, lambda: f"the server ready; {self.tail()}")
         self._descriptors = descriptors(self.pid)
 
     async def stop(self, seconds: float = STOP_SECONDS) -> int:
@@ -493,7 +502,7 @@ class Server:
         await until(
             lambda: not self.survivors(),
             seconds * PATIENCE,
-            f"nothing left of {self.pid}: {self.survivors()}",
+            lambda: f"nothing left of {self.pid}: {self.survivors()}",
         )
 
     # what it left behind
@@ -574,7 +583,7 @@ class Server:
             complete = pool["ready"] == pool["configured"] and not pool["booting"] and not pool["leaving"]
             return bool(complete and pool["phase"] == "ready" and pool["deaths"] >= deaths)
 
-        await until_async(whole, seconds * PATIENCE, f"the pool whole again; {self.tail()}")
+        await until_async(whole, seconds * PATIENCE, lambda: f"the pool whole again; {self.tail()}")
 
     async def wait_quiet(self, seconds: float = 20.0) -> dict[str, Any]:
         """Return the books when nothing of `work` waits, runs or is delayed."""
@@ -583,7 +592,7 @@ class Server:
             books = (await self.call("jobs.Books"))["pipelines"]["work"]
             return books if books["waiting"] + books["running"] + books["delayed"] == 0 else None
 
-        books = await until_async(quiet, seconds * PATIENCE, f"all jobs ended; {self.tail()}")
+        books = await until_async(quiet, seconds * PATIENCE, lambda: f"all jobs ended; {self.tail()}")
         assert isinstance(books, dict)
         return books
 
