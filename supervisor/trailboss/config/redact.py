@@ -1,7 +1,8 @@
 """Hiding secrets in a configuration before anybody sees it (`rpc.Config`, `trailboss config`).
 
 A value is hidden by the name of its key (password, secret, token, key, dsn, credential …), by standing under `headers`,
-or by its form: the user part of a URL and `--password=…` in a command are hidden in any text.
+or by its form: the user part of a URL, `--password=…` and `--password …` in a command are hidden in any text. The last
+rule alone is for texts that are shown or logged without a key: command lines, and what a worker said before it died.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["HIDDEN", "redacted"]
+__all__ = ["HIDDEN", "redacted", "redacted_text"]
 
 HIDDEN: Final = "***"
 _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
@@ -33,11 +34,21 @@ _USERINFO: Final = re.compile(r"(?<=://)\S{0,256}@")
 _ARGUMENT: Final = re.compile(
     r"((?:password|passwd|secret|token|api[_-]?key|key|credentials?|dsn)\s{0,8}[=:]\s{0,8})\S+", re.IGNORECASE
 )
+_OPTION: Final = re.compile(
+    r"((?<!\S)--[\w-]{0,64}(?:password|passwd|secret|token|key|credentials?|dsn)\s{1,8})(?!-)\S+",
+    re.IGNORECASE,
+)
 
 
 def redacted(values: Mapping[str, object]) -> dict[str, object]:
     """Return a copy of plain values with every secret replaced by ***."""
     return {name: _hidden(item) if _is_secret(name) else _shown(item) for name, item in values.items()}
+
+
+def redacted_text(text: str) -> str:
+    """Return `text` with what looks like a secret in it replaced by ***."""
+    text = _OPTION.sub(rf"\1{HIDDEN}", _USERINFO.sub(f"{HIDDEN}@", text))
+    return _ARGUMENT.sub(rf"\1{HIDDEN}", text)
 
 
 def _is_secret(name: str) -> bool:
@@ -64,5 +75,5 @@ def _shown(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_shown(item) for item in value]
     if isinstance(value, str):
-        return _ARGUMENT.sub(rf"\1{HIDDEN}", _USERINFO.sub(f"{HIDDEN}@", value))
+        return redacted_text(value)
     return value

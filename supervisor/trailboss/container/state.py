@@ -15,6 +15,7 @@ from typing import Protocol, cast
 import trio
 
 import trailboss
+from trailboss.config.redact import redacted_text
 from trailboss.container.contract import Health, Phase, Plugin, PluginState, RpcRefused, WholePhase
 from trailboss.container.gate import Decision, GateView, Pass, PluginView, Refuse, Wait, decide, waited_for
 from trailboss.container.lifecycle import Event, step
@@ -154,6 +155,11 @@ class ServerState:
         )
 
     @property
+    def short_pools(self) -> tuple[str, ...]:
+        """Names of the pools that are not at their quorum at this moment."""
+        return tuple(pool.name for pool in self._pools if not pool.at_quorum)
+
+    @property
     def gate(self) -> str:
         """The gate in one word: open, restricted (on_init runs) or closed."""
         if not self.gate_open:
@@ -221,7 +227,9 @@ class ServerState:
             "phase": state.phase.value,
             "since_seconds": round(state.since_seconds, 3),
             "waiting_for": list(state.waiting_for),
-            "reason": state.reason or (health.reason if health is not None and not health.ok else ""),
+            "reason": redacted_text(
+                state.reason or (health.reason if health is not None and not health.ok else "")
+            ),
             "optional": state.optional,
             "healthy": health is not None and health.ok,
             "detail": _guarded_detail(state.name, self._rows[state.name].plugin),
@@ -315,7 +323,11 @@ def _guarded_detail(name: str, plugin: Plugin) -> dict[str, object]:
 
 def _guarded_pool(pool: PoolState) -> dict[str, object]:
     try:
-        return dict(pool.describe())
+        row = dict(pool.describe())
+        failure = row.get("last_failure")
+        if isinstance(failure, str):  # holds a command line, or the last words of a worker
+            row["last_failure"] = redacted_text(failure)
+        return row
     except Exception as error:
         log.exception("a pool cannot be described", pool=pool.name)
         return cast("dict[str, object]", {"name": pool.name, "error": f"{type(error).__name__}: {error}"})

@@ -54,6 +54,7 @@ class RpcPlugin(Plugin):
 
     name = "rpc"
     layer = Layer.TELEMETRY
+    after = frozenset({"logs"})
     stop_timeout_seconds = 10.0
 
     def __init__(

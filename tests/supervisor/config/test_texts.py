@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from trailboss.config import ConfigError, redacted
 from trailboss.config.dotenv import parse_dotenv
+from trailboss.config.redact import redacted_text
 from trailboss.config.substitution import expand_text
 
 ENVIRONMENT = {"A": "1", "HOST": "db", "EMPTY": "", "SECRET": "pa$A${A}$$", "PORT": "6001"}
@@ -104,6 +105,7 @@ def test_secrets_are_hidden() -> None:
             "rpc": {"listen": "tcp://127.0.0.1:6001"},
             "server": {
                 "command": ["php", "w.php", "--password=hunter2", "--token", "--api-key=hunter2"],
+                "on_init": {"command": "migrate --db-password hunter2 --force"},
                 "env": {
                     "APP_KEY": "hunter2",
                     "DATABASE_URL": "pgsql://user:hunter2@db/x",
@@ -144,3 +146,19 @@ def test_hiding_secrets_takes_linear_time() -> None:
     )
 
     assert time.monotonic() - started < 2.0
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("php w.php --password=hunter2 -v", "php w.php --password=*** -v"),
+        ("php w.php --db-password hunter2 -v", "php w.php --db-password *** -v"),
+        ("php w.php --token --force", "php w.php --token --force"),
+        ("exit 1: cannot reach pgsql://app:hunter2@db/x", "exit 1: cannot reach pgsql://***@db/x"),
+        ("the token was refused", "the token was refused"),
+        ("php w.php --keyboard qwerty", "php w.php --keyboard qwerty"),
+    ],
+)
+def test_secrets_in_a_line_of_text_are_hidden(text: str, shown: str) -> None:
+    """Command lines and last words lose what looks like a secret, and nothing else."""
+    assert redacted_text(text) == shown

@@ -32,6 +32,7 @@ class AppPlugin(Plugin):
 
     name = "app"
     layer = Layer.TELEMETRY
+    after = frozenset({"logs"})
 
     def __init__(self, write: Callable[[bytes], None] | None = None) -> None:
         self._write = write_raw if write is None else write

@@ -26,6 +26,7 @@ class CorePlugin(Plugin):
 
     name = "core"
     layer = Layer.TELEMETRY
+    after = frozenset({"logs"})
 
     def __init__(self, merged: Mapping[str, object]) -> None:
         text = json.dumps(redacted(merged), ensure_ascii=False, separators=(",", ":"), default=str)

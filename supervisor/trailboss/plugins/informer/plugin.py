@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Sequence
 
 import trio
 
+from trailboss.config.redact import redacted_text
 from trailboss.container.contract import Access, Caller, Layer, Plugin, RpcMethod, RpcRefused, Services
 from trailboss.container.inspect import JobsInspector
 from trailboss.rpc.codec import struct
@@ -26,6 +27,7 @@ class InformerPlugin(Plugin):
 
     name = "informer"
     layer = Layer.TELEMETRY
+    after = frozenset({"logs"})
 
     def __init__(self) -> None:
         self._services: Services | None = None
@@ -121,7 +123,7 @@ def _row(worker: WorkerState) -> struct:
         created=worker.created_ns,
         memoryUsage=worker.memory_bytes,
         CPUPercent=worker.cpu_percent,
-        command=worker.command,
+        command=redacted_text(worker.command),
         statusStr=worker.status_text,
     )
 

@@ -24,6 +24,7 @@ class ResetterPlugin(Plugin):
 
     name = "resetter"
     layer = Layer.TELEMETRY
+    after = frozenset({"logs"})
 
     def __init__(self) -> None:
         self._services: Services | None = None

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import trio
 
+from trailboss.config.redact import redacted_text
 from trailboss.config.schema import OnInitConfig, ServerConfig
 from trailboss.container.contract import CallerRole, Health, Plugin, Services
 from trailboss.log import logger
@@ -140,7 +141,7 @@ class ServerPlugin(Plugin):
             process = await spawn(argv, environment, wall=time.time(), identity=identity, stdin="null")
         except (SpawnFailed, LookupError) as error:
             return str(error)
-        log.info("on_init started", pid=process.pid, command=" ".join(config.command))
+        log.info("on_init started", pid=process.pid, command=redacted_text(" ".join(config.command)))
         shop.guard.add(process.pid)
         shop.callers.add(process.pid, CallerRole.ON_INIT)
         rate = self.config.stderr_rate or LINES_PER_SECOND
@@ -166,9 +167,8 @@ class ServerPlugin(Plugin):
         if status is None or status.exit_code != 0:
             how = status.describe() if status is not None else "it cannot be killed"
             last = " | ".join(line for drain in drains for line in drain.last_lines()[-5:])
-            return f"{' '.join(config.command)!r} ended with {how}" + (
-                f"; last output: {last}" if last else ""
-            )
+            what = f"{' '.join(config.command)!r} ended with {how}"
+            return redacted_text(f"{what}; last output: {last}" if last else what)
         return ""
 
     async def _end(self, process: Process, drains: list[LineDrain]) -> None:

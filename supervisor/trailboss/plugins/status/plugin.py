@@ -46,6 +46,7 @@ class StatusPlugin(Plugin):
 
     name = "status"
     layer = Layer.TELEMETRY
+    after = frozenset({"logs"})
 
     def __init__(self, config: StatusConfig | None = None) -> None:
         self._config = config

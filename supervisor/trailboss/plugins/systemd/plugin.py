@@ -120,16 +120,5 @@ def snapshot(state: ServerState) -> Snapshot:
         gate_open=view.open,
         fully_ready=state.fully_ready,
         waiting_for=tuple(name.partition(" (")[0] for name in state.waiting_for()),
-        short_pools=tuple(sorted(view.booting_pools)) or short_pools(state),
+        short_pools=tuple(sorted(view.booting_pools)) or state.short_pools,
     )
-
-
-def short_pools(state: ServerState) -> tuple[str, ...]:
-    """Return the names of pools that have fewer ready workers than they need."""
-    rows = state.as_dict()["pools"]
-    names = []
-    for row in rows if isinstance(rows, list) else ():
-        ready, quorum = row.get("ready"), row.get("quorum")
-        if isinstance(ready, int) and isinstance(quorum, int) and ready < quorum:
-            names.append(str(row.get("name")))
-    return tuple(names)

@@ -103,6 +103,12 @@ async def test_rows_of_workers_are_roadrunners(nursery: trio.Nursery) -> None:
     assert encode_result("json", call("Workers", "http")) == expected
 
 
+async def test_secrets_in_a_command_are_hidden(nursery: trio.Nursery) -> None:
+    """The command line of a worker is shown without what looks like a secret in it."""
+    call = await started(nursery, FakePool("http", [worker(command="php w.php --token=hunter2")]))
+    assert b'"command":"php w.php --token=***"' in encode_result("json", call("Workers", "http"))
+
+
 @pytest.mark.parametrize("plugin", ["http", "nope", ""])
 async def test_no_workers_are_null(nursery: trio.Nursery, plugin: str) -> None:
     """A pool without workers and a name that does not exist both give null, without an error."""

@@ -1,4 +1,4 @@
-"""A pause that on_init asks for holds beyond the start: a real server, a real on_init command, a real worker."""
+"""What on_init does and says, seen from outside: a real server, a real on_init command, a real worker."""
 
 from __future__ import annotations
 
@@ -32,3 +32,22 @@ async def test_what_on_init_pauses_stays_paused(tmp_path: Path) -> None:
             assert rows["work"] is False
             await server.call("jobs.Resume", pipelines_argument("work"))
             assert (await server.wait_quiet())["done"] == 1
+
+
+@pytest.mark.timeout(60)
+async def test_secrets_of_the_command_stay_out_of_log_and_state(tmp_path: Path) -> None:
+    """The command line is logged, and its failure told, without what looks like a secret in it."""
+    program = tmp_path / "on_init.py"
+    program.write_text("import sys\nsys.exit('cannot reach pgsql://app:hunter2@db')\n")
+    command = f"{sys.executable} {program} --token=hunter2"
+    on_init = {"command": command, "exec_timeout": "20s", "exit_on_error": False}
+    with trio.fail_after(30 * PATIENCE):
+        async with serving(tmp_path, configuration(tmp_path, workers=1, server__on_init=on_init)) as server:
+            lines = [
+                str(row) for row in server.log() if "on_init" in str(row) and row.get("source") != "on_init"
+            ]
+            state = str(await server.call("trailboss.State"))
+    assert any("--token=***" in line for line in lines)
+    assert [line for line in lines if "hunter2" in line] == []
+    assert "pgsql://***@db" in state
+    assert "hunter2" not in state
