@@ -96,8 +96,8 @@ def connect(settings: Settings) -> Iterator[RPC]:
     try:
         with RPC(address) as rpc:
             yield rpc
-    except ConnectionLost as error:
-        raise CommandFailed(unreachable(settings, address, str(error))) from error
+    except ConnectionLost as error:  # somebody did answer the knock
+        raise CommandFailed(closed_at_once(address, str(error))) from error
     except CallTimeout as error:
         raise CommandFailed(str(error)) from error
     except ServiceError as error:
@@ -122,6 +122,25 @@ def knock(address: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(CONNECT_TIMEOUT_SECONDS)
         connection.connect(host)
+
+
+def closed_at_once(address: str, reason: str) -> str:
+    """Return the one line for a server that takes a connection and closes it, with the likely reason."""
+    from trailboss.config.values import parse_address
+
+    scheme, path, _ = parse_address(address)
+    likely = "the server runs as another user, who alone may call it (root too is refused), or it is ending"
+    if scheme == "unix":
+        try:
+            owner = os.stat(path).st_uid
+        except OSError:
+            owner = os.geteuid()
+        if owner != os.geteuid():
+            likely = (
+                f"the server runs as another user (uid {owner}, you are uid {os.geteuid()}); "
+                f"run this command as that user"
+            )
+    return f"the server at {address} closed the connection ({reason}); likely: {likely}"
 
 
 def unreachable(settings: Settings, address: str, reason: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,39 @@ def test_nobody_answers_is_one_line(
         assert captured.err.count("\n") == 1
         assert f"unix://{tmp_path}/trailboss.sock" in captured.err
         assert "trailboss serve" in captured.err
+
+
+@pytest.mark.parametrize("same_user", [True, False], ids=["same user", "another user"])
+def test_a_server_that_closes_at_once_is_explained(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_user: bool
+) -> None:
+    """A server that answers the knock and then closes most likely belongs to somebody else; the line says so."""
+    uid = os.geteuid()
+    if not same_user:
+        monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{tmp_path}/trailboss.sock")
+        listener.listen()
+        accepting = threading.Thread(target=_close_everybody, args=(listener,))
+        accepting.start()
+        assert run(["trailboss", "state"]) == 1
+        listener.shutdown(socket.SHUT_RDWR)
+        accepting.join(10)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert "closed the connection" in captured.err
+    assert "the server runs as another user" in captured.err
+    assert (f"uid {uid}, you are uid {uid + 1}" in captured.err) is not same_user
+    assert "trailboss serve" not in captured.err
+
+
+def _close_everybody(listener: socket.socket) -> None:
+    while True:
+        try:
+            accepted, _ = listener.accept()
+        except OSError:
+            return
+        accepted.close()
 
 
 def test_stop_without_a_pid_file_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
