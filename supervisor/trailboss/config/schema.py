@@ -312,9 +312,7 @@ class MemoryPipelineConfig:
     priority: int = key(
         10, "Priority of jobs pushed without one; lower is more urgent.", minimum=-(2**63), maximum=2**63 - 1
     )
-    prefetch: int = key(
-        100_000, "Jobs of this pipeline that may wait for a worker at the same time.", minimum=1
-    )
+    prefetch: int = key(100_000, "Accepted, no effect: a job waits in one place only.", minimum=1)
 
 
 PIPELINE_DRIVERS: Final[Mapping[str, type]] = {"memory": MemoryPipelineConfig}
@@ -355,7 +353,12 @@ class JobsConfig:
         (), "Pipelines that are consumed from the start; others are started by `resume`."
     )
     pipelines: Mapping[str, PipelineConfig] = key(dict, "Pipelines by name.")
-    max_attempts: int = key(5, "Runs of a job whose worker dies before it becomes a dead letter.", minimum=1)
+    max_attempts: int = key(
+        5,
+        "Runs of a job before it becomes a dead letter: a run counts whose worker dies, takes longer than exec_ttl, or "
+        "answers with an error frame or nonsense.",
+        minimum=1,
+    )
     retry_backoff: Duration = key(1.0, "Delay before the second run; it doubles with every further one.")
     retry_backoff_max: Duration = key(60.0, "Longest delay between two runs.")
     dead_letter_limit: int = key(10_000, "Dead letters kept per pipeline; the oldest goes first.", minimum=0)

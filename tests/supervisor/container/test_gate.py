@@ -88,7 +88,7 @@ def oracle(
 
 
 def test_cross_product() -> None:
-    """Every combination is decided as the rules say: 13,440 cells."""
+    """Every combination is decided as the rules say: 10,080 cells."""
     cells = 0
     for access, situation, own, caller, needs, pool_boots, (waited, limit) in itertools.product(
         Access,

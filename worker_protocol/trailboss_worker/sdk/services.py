@@ -38,7 +38,10 @@ class Push(NamedTuple):
 
 
 class PipelineStat(NamedTuple):
-    """One pipeline: `active` wait, `delayed` wait for their time, `reserved` are being worked on."""
+    """One pipeline: `active` wait or are being worked on, `reserved` are being worked on, `delayed` wait for their time.
+
+    `ready` says whether its jobs are handed to workers.
+    """
 
     pipeline: str
     driver: str
