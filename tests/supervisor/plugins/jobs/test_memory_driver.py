@@ -14,7 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from trailboss.plugins.jobs.contract import DriverHost, DriverSettings, Job, PushRefused, Room
 from trailboss.plugins.jobs.drivers import DRIVERS, UnknownDriver, make_driver
 from trailboss.plugins.jobs.drivers.memory import MemoryDriver
-from trailboss.testing.check_jobs_driver import JOBS_DRIVER_CHECKS, Check, check_jobs_driver
+from trailboss.testing.check_jobs_driver import (
+    JOBS_DRIVER_CHECKS,
+    Check,
+    check_jobs_driver,
+    what_is_ready_can_be_received,
+)
 
 
 @pytest.mark.parametrize("check", JOBS_DRIVER_CHECKS, ids=lambda check: check.__name__)
@@ -163,3 +168,16 @@ class DriverMachine(RuleBasedStateMachine):
 
 DriverMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestDriver = DriverMachine.TestCase
+
+
+async def test_the_contract_finds_a_driver_that_gives_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    """A driver whose `receive` returns None although jobs are ready does not pass."""
+
+    class Forgetful(MemoryDriver):
+        def receive(self) -> None:
+            return None
+
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(AssertionError, match="although jobs are ready"), flatten_subgroups=True
+    ):
+        await check_jobs_driver(Forgetful, what_is_ready_can_be_received)

@@ -18,7 +18,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from trailboss.config.schema import OtelConfig, OtelResource
 from trailboss.container.contract import Services
 from trailboss.plugins.otel import OtelPlugin
-from trailboss.plugins.otel.exporter import collector_url, resource_attributes
+from trailboss.plugins.otel.exporter import RecordedSpan, collector_url, resource_attributes
 from trailboss.telemetry import NO_SPAN, Telemetry, TelemetryBackend
 
 
@@ -200,3 +200,16 @@ def test_environment_fills_in_what_the_configuration_leaves_out() -> None:
     assert "service.version" not in written
     assert "service.name" not in resource_attributes(OtelConfig(), environ)
     assert resource_attributes(OtelConfig(), {})["service.name"] == "RoadRunner"
+
+
+def test_a_span_that_cannot_be_written_raises_nothing() -> None:
+    """Whatever OpenTelemetry raises inside a span stays there; what the span stands for goes on."""
+
+    class Unwell:
+        def __getattr__(self, name: str) -> object:
+            raise RuntimeError(f"no {name} today")
+
+    with RecordedSpan(Unwell()) as span:  # type: ignore[arg-type] # stands for a span of the SDK
+        span.set("attempt", 2)
+        span.fail("no")
+        assert span.headers == {}
