@@ -129,13 +129,15 @@ def _plugins(
 def _server(config: Config, shared: _Shared, rpc_address: Callable[[], str]) -> ServerPlugin | None:
     if config.server is None:
         return None
-    return ServerPlugin(
+    server = ServerPlugin(
         config.server,
         reactor=shared.reactor,
         callers=shared.callers,
         deaths=shared.deaths,
         rpc_address=rpc_address,
     )
+    server.workshop.telemetry = shared.telemetry
+    return server
 
 
 def _worker_uids(config: Config) -> set[int]:

@@ -379,6 +379,8 @@ class Lane:
             self._break(garbage_breach(error, self._more_garbage(error)))
             return
         self._clean = not self._decoder.buffered
+        if frame is not None:
+            self._stray_since = 0.0
         if frame is None:
             if self._decoder.buffered < 12:
                 self._note_stray()
@@ -505,10 +507,12 @@ class Lane:
             self._stray_since = self._reactor.now
             self._reactor.wheel.add(self._stray_since + STRAY_SECONDS_MAX, self._judge_stray)
 
-    def _judge_stray(self, _now: float) -> None:
-        self._stray_since = 0.0
-        if self.closed or not 0 < self._decoder.buffered < 12:
+    def _judge_stray(self, now: float) -> None:
+        if self.closed or not self._stray_since or not 0 < self._decoder.buffered < 12:
             return
+        if now < self._stray_since + STRAY_SECONDS_MAX:
+            return  # what this look was for has become a frame; the bytes there now have a look of their own
+        self._stray_since = 0.0
         error = FrameError("bad_crc", "", self._decoder.pending_bytes(256))
         self._break(garbage_breach(error, error.excerpt))
 

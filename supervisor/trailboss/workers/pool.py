@@ -142,6 +142,8 @@ class Slot:
     #: First outcome of its boot, for whoever waits for it (reset, add_worker): ready, or the text of the failure.
     booted: trio.Event = field(default_factory=trio.Event)
     failure: str = ""
+    #: A worker of it has been ready, whatever came later.
+    was_up: bool = False
 
     @property
     def is_hopeless(self) -> bool:
@@ -409,7 +411,7 @@ class Pool:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                if not self.debug:
+                if not self.debug and not self._stop_requested.is_set():
                     for _ in range(self.num_workers):
                         self._add_slot(self.generation)
                 if self._limits.memory_bytes:
@@ -580,6 +582,8 @@ class Pool:
         for slot in self._slots:
             if slot.worker is worker:
                 slot.failure = ""
+                slot.trial = False
+                slot.was_up = True
                 slot.booted.set()
         pid = worker.pid
         took = round(worker.ready_at - worker.spawned_at, 4)
@@ -720,12 +724,10 @@ class Pool:
         """Wait until each of `slots` has a ready worker or failed its first boot; returns the first failure's text."""
         for slot in slots:
             await slot.booted.wait()
-            if slot.failure:
-                return slot.failure
             if self._stop_requested.is_set():
                 return "the pool is stopping"
-            if slot.worker is None or slot.worker.phase is not WorkerPhase.READY:
-                return f"a new worker left right after its start: {self._last_failure}"
+            if not slot.was_up:
+                return slot.failure or "a new worker left before it was ready"
         return ""
 
     async def add_worker(self) -> None:
@@ -734,8 +736,14 @@ class Pool:
             raise ResetFailed(f"the pool {self.name} takes no further worker now (it is {self._phase.value})")
         slot = self._add_slot(self.generation, trial=True)
         self.num_workers += 1
-        failure = await self._booted([slot])
-        slot.trial = False
+        try:
+            failure = await self._booted([slot])
+        except trio.Cancelled:
+            # Nobody waits any more. A worker that is up stays, one that is not has not been added.
+            if not slot.was_up:
+                self._retire_slot(slot, RetireCause.REMOVED, trio.current_time())
+                self.num_workers -= 1
+            raise
         if failure:
             self._retire_slot(slot, RetireCause.REMOVED, trio.current_time())
             self.num_workers -= 1

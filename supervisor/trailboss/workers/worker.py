@@ -227,7 +227,11 @@ class Worker(LaneOwner):
         """
         try:
             try:
-                failed = await self._boot()
+                with self._shop.telemetry.start("worker.boot", {"trailboss.pool": self._pool.name}) as span:
+                    failed = await self._boot()
+                    span.set("process.pid", self.pid)
+                    if failed is not None or self._ending():
+                        span.fail(failed.text if failed is not None else self._cause()[1])
                 if failed is not None:
                     return failed
                 if not self._ending():
@@ -515,23 +519,45 @@ class Worker(LaneOwner):
         """Kill what is left of the group, read the pipes to their end, reap, release, settle the last exec."""
         process, shop, lane = self.process, self._shop, self.lane
         assert process is not None
+        if lane is not None:
+            lane.retiring = True  # whatever is still read from it, it gets nothing more to do
+        self._died_in = "busy" if self._doing is not None else self.phase_word
+        try:
+            await self._end_process(process)
+        finally:
+            # Also when the time for all this was over: the exec has an outcome, nothing is leaked.
+            shop.reactor.touch()
+            self._release(process)
+
+    async def _end_process(self, process: Process) -> None:
+        """Kill the group, wait for the end, read what was said last."""
+        lane = self.lane
         closed = self._breach is not None and self._breach.cause == "closed its pipes"
         if closed and not self._exited and not self._kill_cause:
             # Its own exit status says more than our SIGKILL would.
             await self._exits_by(trio.current_time() + SELF_EXIT_SECONDS)
-        phase = "busy" if self._doing is not None else self.phase_word
+        self._died_in = "busy" if self._doing is not None else self.phase_word
         self._self_exit = (self._exited or process.has_exited()) and not self._kill_cause
         process.signal_group(signal.SIGKILL)
         with trio.move_on_after(KILL_SECONDS_MAX):
             # Not by way of the reactor: when everything is cancelled at once it may be gone already.
             while not process.has_exited():
                 await trio.lowlevel.wait_readable(process.pidfd)
-        shop.reactor.touch()
+        self._shop.reactor.touch()
         if lane is not None and not lane.closed:
             lane.drain()
+        await self._last_words()
+
+    def _release(self, process: Process) -> None:
+        """Let go of everything, without waiting for anything."""
+        shop, lane = self._shop, self.lane
+        if lane is not None:
             lane.detach()
             self._pool.lane_gone(lane)
-        await self._last_words()
+        for drain in (self._stderr, self._stdout_log):
+            if drain is not None:
+                drain.close()
+        shop.reactor.unregister(process.stdout_fd)
         shop.reactor.unregister(process.pidfd)
         if process.has_exited():
             process.reap()
@@ -539,7 +565,6 @@ class Worker(LaneOwner):
             self._pool.reap_later(process)
         shop.callers.discard(process.pid)
         shop.guard.discard(process.pid)
-        self._died_in = phase
         self._settle_exec()
         if process.status is not None:
             process.close()
@@ -548,11 +573,6 @@ class Worker(LaneOwner):
             self._relay_fd = -1
 
     async def _last_words(self) -> None:
-        reactor = self._shop.reactor
-        process = self.process
-        assert process is not None
-        if reactor.is_registered(process.stdout_fd) and self._stdout_log is None:
-            reactor.unregister(process.stdout_fd)
         deadline = trio.current_time() + LAST_WORDS_SECONDS
         for drain in (self._stderr, self._stdout_log):
             if drain is None:
@@ -562,7 +582,6 @@ class Worker(LaneOwner):
                 # A descendant that left the group holds the pipe; it has a moment, not more.
                 await trio.sleep(0.01)
                 drain.drain()
-            drain.close()
 
     # --- the report -------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import trio
 from trailboss import ROADRUNNER_COMPAT_VERSION
 from trailboss.config.schema import PoolConfig, ServerConfig
 from trailboss.reactor import Reactor
+from trailboss.telemetry import Telemetry
 from trailboss.workers.callers import Callers
 from trailboss.workers.deaths import Deaths
 from trailboss.workers.guard import INSTANCE_VARIABLE, Guard
@@ -85,6 +86,8 @@ class Workshop:
     #: RR_RPC of the workers; "" leaves it out (RPC off).
     rpc_address: str = ""
     hub: RelayHub | None = None
+    #: Spans of worker boots.
+    telemetry: Telemetry = field(default_factory=Telemetry)
     boot_limiter: trio.CapacityLimiter = field(init=False)
 
     def __post_init__(self) -> None:
