@@ -289,6 +289,7 @@ class Dispatcher:
         if delay_seconds is None:
             self._bury(pipeline, job, failed.reason, failed.cause)
             return
+        delay_seconds = max(delay_seconds, failed.delay_seconds)
         log.warning(
             "job failed and will run again",
             **_about(pipeline, job),

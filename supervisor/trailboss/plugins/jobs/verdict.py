@@ -2,8 +2,9 @@
 
 The worker's answer is JSON, ``{"type": T, "data": D}`` (wire protocol 3.2). RoadRunner acknowledges a job whose answer
 is empty, unknown or does not parse; Trailboss counts such an answer as a failed run, because a worker that answers
-nonsense has hardly done the work. Failed runs are repeated with a growing delay until the attempts are used up. A run
-that the worker itself ends with "requeue" is no failure and has no limit.
+nonsense has hardly done the work. Failed runs are repeated with a growing delay until the attempts are used up; so is a
+job that the worker nacks with `requeue`. A run that it ends with "requeue" (or, as the PHP SDK's `fail` does, with an
+error and `requeue`) is no failure and has no limit: applications keep their own counters in the headers they send along.
 
 Pure: no clock, no input or output, and nothing of trio.
 """
@@ -60,10 +61,11 @@ class GivenUp:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The run failed; the attempt counts."""
+    """The run failed; the attempt counts. The next run comes after the back-off, or later if the worker asks for it."""
 
     reason: str
     cause: str = ""
+    delay_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,9 @@ def _judge_answer(body: bytes) -> Verdict:
     message = answer.message[:_MESSAGE_LENGTH_MAX]
     if answer.requeue:
         delay_seconds = float(min(answer.delay_seconds, _DELAY_SECONDS_MAX))
+        if answer.kind == "nack":
+            # What an SDK answers for a handler that raised: without a count it would run, and raise, for ever.
+            return Failed(f"nacked: {message}", "nacked", delay_seconds)
         return Requeued(delay_seconds, answer.headers, f"requeued: {message}")
     return GivenUp(f"{'nacked' if answer.kind == 'nack' else 'failed'}: {message}")
 

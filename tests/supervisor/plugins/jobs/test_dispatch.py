@@ -188,10 +188,28 @@ async def test_requeue_has_no_limit_of_attempts(start_server) -> None:
     async with start_server(num_workers=1, max_attempts=2) as server:
         await server.push("a")
         for _ in range(20):
-            server.pool.finish(server.pool.running[0], answer(3, message="again", requeue=True))
+            server.pool.finish(server.pool.running[0], answer(4, message="again"))
         assert server.running_ids() == ["a"]
         server.pool.finish(server.pool.running[0])
         assert (server.books.done, server.books.dead) == (1, 0)
+
+
+async def test_nack_with_requeue_is_an_attempt(start_server, autojump_clock) -> None:
+    """What an SDK answers for a handler that raised is counted and paced: no hot loop, a dead letter in the end."""
+    async with start_server(num_workers=1, max_attempts=3, retry_backoff=1.0) as server:
+        await server.push("a")
+        begun = trio.current_time()
+        for delay in (0, 10):
+            server.pool.finish(
+                server.pool.running[0], answer(3, message="boom", requeue=True, delay_seconds=delay)
+            )
+            assert server.running_ids() == []
+            with trio.fail_after(60):
+                while not server.running_ids():
+                    await trio.sleep(0.1)
+        assert trio.current_time() - begun >= 11.0
+        server.pool.finish(server.pool.running[0], answer(3, message="boom", requeue=True))
+        assert (server.books.dead, server.books.running, server.books.delayed) == (1, 0, 0)
 
 
 async def test_requeued_job_goes_behind_those_that_wait(start_server) -> None:

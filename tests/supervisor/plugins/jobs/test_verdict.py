@@ -46,6 +46,10 @@ def answer(body: str | bytes) -> Answer:
         ),
         ('{"type":3,"data":{"message":"no","requeue":false,"delay_seconds":0}}', GivenUp("nacked: no")),
         (
+            '{"type":3,"data":{"message":"no","requeue":true,"delay_seconds":7}}',
+            Failed("nacked: no", "nacked", 7.0),
+        ),
+        (
             '{"type":4,"data":{"message":"later","delay_seconds":5,"headers":{"attempts":["2"]}}}',
             Requeued(5.0, {"attempts": ["2"]}, "requeued: later"),
         ),
@@ -56,7 +60,7 @@ def answer(body: str | bytes) -> Answer:
         ('{"type":1,"data":{"message":"oops","requeue":false}}', GivenUp("failed: oops")),
         ('{"type":1,"data":{}}', GivenUp("failed: ")),
         (
-            '{"type":3,"data":{"message":"m","requeue":true,"delay_seconds":2}}',
+            '{"type":1,"data":{"message":"m","requeue":true,"delay_seconds":2}}',
             Requeued(2.0, {}, "requeued: m"),
         ),
         ('{"type":4,"data":{"headers":[]}}', Requeued(0.0, {}, "requeued: ")),
