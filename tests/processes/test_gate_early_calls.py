@@ -181,7 +181,7 @@ async def test_on_init_calls_every_method(tmp_path: Path) -> None:
     env["CHAOS_RECORD"] = str(record)
     command = on_init(f"{sys.executable} {TESTS}/support/on_init_everything.py")
     config = configuration(tmp_path, workers=1, server__on_init=command)
-    config["server"]["env"]["ON_INIT_RESULT"] = str(result)
+    config["server"]["on_init"]["env"] = {"ON_INIT_RESULT": str(result)}
     with trio.fail_after(40 * PATIENCE):
         async with serving(tmp_path, config, env) as server:
             rows = [json.loads(line) for line in result.read_text().splitlines()]
