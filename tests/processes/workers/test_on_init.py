@@ -72,7 +72,7 @@ async def test_success_and_environment(
     async with server_plugin("sh", "-c", script, env={"ONLY_HERE": "1", "BOTH": "on_init"}) as plugin:
         await plugin.run_on_init()
         assert plugin.on_init_result == "succeeded"
-    assert "unix:///run/rpc.sock|1|process|||" in _said(log_records)
+    assert "unix:///run/rpc.sock|1|process|||1" in _said(log_records)
     assert "warning" in _said(log_records)
 
 

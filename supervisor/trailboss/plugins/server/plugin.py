@@ -19,7 +19,7 @@ from trailboss.log import logger
 from trailboss.reactor import Reactor
 from trailboss.workers.callers import Callers
 from trailboss.workers.deaths import Deaths
-from trailboss.workers.guard import Guard
+from trailboss.workers.guard import INSTANCE_VARIABLE, Guard
 from trailboss.workers.output import LineDrain
 from trailboss.workers.pool import Pool, PoolSpec
 from trailboss.workers.process import Process, SpawnFailed, resolve_identity, spawn
@@ -134,7 +134,14 @@ class ServerPlugin(Plugin):
         """Run the command; returns "" or what went wrong."""
         shop = self.workshop
         argv = resolve_command(config.command, self.config.python)
-        environment = {**config.env, **shop.base_environment()}
+        # What workers get, so that a migration sees the same database; on_init.env decides where both name a variable.
+        shared = {name: value for name, value in self.config.env.items() if name not in config.env}
+        environment = {
+            **config.env,
+            **shop.base_environment(),
+            **shared,
+            INSTANCE_VARIABLE: self.guard.instance,
+        }
         try:
             section = "server.on_init" if config.user else "server"
             identity = resolve_identity(config.user or self.config.user, self.config.group, section=section)
