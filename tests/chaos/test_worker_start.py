@@ -49,7 +49,7 @@ WORKERS = 4
 async def prove_workers(server: Server, number: int, count: int = 1) -> None:
     """Have `count` workers at the same time run a job, and wait for the end of all jobs."""
     for index in range(count):
-        await server.push("sleep" if count > 1 else "ack", f"proof-{number}-{index}", {"ms": 30})
+        await server.push("sleep" if count > 1 else "ack", f"proof-{number}-{index}", {"ms": 100})
     await server.wait_quiet()
 
 

@@ -50,6 +50,8 @@ def parse_yaml(text: str, file: str) -> Node | None:
             builder.take(event)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if "nesting depth" in (error.problem or ""):  # PyYAML 6.0.4 and later have a bound of their own
+            raise _too_deep(file, mark.line + 1 if mark else 0) from None
         what = _QUOTED.sub("...", error.problem or "cannot be read")
         raise _error(file, mark.line + 1 if mark else 0, f"not valid YAML: {what}", _advice(what)) from None
     except yaml.reader.ReaderError as error:
@@ -225,7 +227,11 @@ class _Builder:
 
     def _check_depth(self, depth: int, line: int) -> None:
         if depth > DEPTH_MAX:
-            raise _error(self._file, line, f"nested deeper than {DEPTH_MAX} levels", "make it flatter")
+            raise _too_deep(self._file, line)
+
+
+def _too_deep(file: str, line: int) -> ConfigError:
+    return _error(file, line, f"nested deeper than {DEPTH_MAX} levels", "make it flatter")
 
 
 def _merge(level: _Level) -> None:

@@ -200,6 +200,8 @@ class Pool:
         self._changed = trio.Event()
         self._stop_requested = trio.Event()
         self._finished = trio.Event()
+        #: Resets and changes of size happen one after the other, so that each finds the number of slots it expects.
+        self._resizing = trio.Lock()
         self._resetting: _SharedReset | None = None
         self._next_reset: _SharedReset | None = None
         self._last_failure = ""
@@ -687,8 +689,12 @@ class Pool:
 
     async def _replace_generation(self, reason: str) -> str:
         """Do one reset; returns "" or the reason of its failure."""
+        async with self._resizing:
+            return await self._replace_workers(reason)
+
+    async def _replace_workers(self, reason: str) -> str:
         old = [slot for slot in self._slots if slot.wanted]
-        count = max(1, len(old))
+        count = max(1, self.num_workers)
         generation = self.generation + 1
         log.info("reset begins", pool=self.name, reason=reason, generation=generation)
         new = [self._add_slot(generation, trial=True)]
@@ -734,6 +740,10 @@ class Pool:
         """Add one slot and wait for its worker. Raises ResetFailed with the reason if it does not boot."""
         if self._phase not in (PoolPhase.READY, PoolPhase.DEGRADED) or self.debug:
             raise ResetFailed(f"the pool {self.name} takes no further worker now (it is {self._phase.value})")
+        async with self._resizing:
+            await self._add_worker()
+
+    async def _add_worker(self) -> None:
         slot = self._add_slot(self.generation, trial=True)
         self.num_workers += 1
         try:
@@ -751,13 +761,13 @@ class Pool:
 
     async def remove_worker(self) -> None:
         """Retire one worker, an idle one if there is one; the last one always stays (then nothing happens)."""
-        candidates = [slot for slot in self._slots if slot.wanted]
-        if len(candidates) > 1:
-            candidates.sort(key=lambda slot: slot.worker is not None and slot.worker.is_busy)
-            self.num_workers -= 1
-            deadline = trio.current_time() + self.config.reset_timeout
-            self._retire_slot(candidates[0], RetireCause.REMOVED, deadline)
-        await trio.lowlevel.checkpoint()
+        async with self._resizing:
+            candidates = [slot for slot in self._slots if slot.wanted]
+            if len(candidates) > 1:
+                candidates.sort(key=lambda slot: slot.worker is not None and slot.worker.is_busy)
+                self.num_workers -= 1
+                deadline = trio.current_time() + self.config.reset_timeout
+                self._retire_slot(candidates[0], RetireCause.REMOVED, deadline)
 
     # --- being asked ------------------------------------------------------------------------------------------------
 
