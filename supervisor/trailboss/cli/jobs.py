@@ -187,10 +187,14 @@ def stat(context: click.Context, as_json: bool) -> None:
         )
 
 
-@command.group("dead")
+@command.group("dead", invoke_without_command=True)
+@json_flag
 @global_flags
-def dead() -> None:
-    """Jobs that were given up: list, requeue, purge."""
+@click.pass_context
+def dead(context: click.Context, as_json: bool) -> None:
+    """Jobs that were given up: list (also without a command), requeue, purge."""
+    if context.invoked_subcommand is None:
+        context.invoke(dead_list, as_json=as_json)
 
 
 @dead.command("list")

@@ -20,6 +20,8 @@ CLIENT_COMMANDS = (
     ["jobs", "push", "p", "n"],
     ["jobs", "stat"],
     ["jobs", "dead", "list"],
+    ["jobs", "dead"],
+    ["jobs", "dead", "--json"],
     ["state"],
     ["status"],
     ["why"],
