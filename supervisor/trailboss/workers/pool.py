@@ -693,6 +693,8 @@ class Pool:
             return await self._replace_workers(reason)
 
     async def _replace_workers(self, reason: str) -> str:
+        if self._stop_requested.is_set():
+            return f"the pool {self.name} is stopping"
         old = [slot for slot in self._slots if slot.wanted]
         count = max(1, self.num_workers)
         generation = self.generation + 1
@@ -738,9 +740,12 @@ class Pool:
 
     async def add_worker(self) -> None:
         """Add one slot and wait for its worker. Raises ResetFailed with the reason if it does not boot."""
-        if self._phase not in (PoolPhase.READY, PoolPhase.DEGRADED) or self.debug:
-            raise ResetFailed(f"the pool {self.name} takes no further worker now (it is {self._phase.value})")
         async with self._resizing:
+            # Asked in here: the pool may have begun to stop while another change was under way.
+            if self._phase not in (PoolPhase.READY, PoolPhase.DEGRADED) or self.debug:
+                raise ResetFailed(
+                    f"the pool {self.name} takes no further worker now (it is {self._phase.value})"
+                )
             await self._add_worker()
 
     async def _add_worker(self) -> None:
