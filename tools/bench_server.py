@@ -44,16 +44,18 @@ jobs:
 class Server:
     """One running server; `cpu` in seconds, `rss` in MiB."""
 
-    def __init__(self, directory: str, command: list[str], workers: int, consume: str = "q") -> None:
+    def __init__(
+        self, directory: str, command: list[str], workers: int, consume: str = "q", program: str = ""
+    ) -> None:
         self.socket_path = os.path.join(directory, "rpc.sock")
         config = os.path.join(directory, ".rr.yaml")
         listed = ", ".join(json.dumps(part) for part in command)
         text = CONFIG.format(socket=self.socket_path, command=listed, workers=workers, consume=consume)
         Path(config).write_text(text, encoding="utf-8")
         self.begun = time.perf_counter()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "trailboss", "serve", "-c", config], stdout=subprocess.DEVNULL
-        )
+        run = [program] if program else [sys.executable, "-m", "trailboss"]
+        self.is_trailboss = not program
+        self.process = subprocess.Popen([*run, "serve", "-c", config], stdout=subprocess.DEVNULL)
 
     def connect(self) -> socket.socket:
         """Connect as soon as the port is bound."""
@@ -70,8 +72,12 @@ class Server:
         raise SystemExit("the server does not listen")
 
     def wait_ready(self) -> None:
-        """Wait until trailboss.State says ready."""
+        """Wait until trailboss.State says ready; RoadRunner is as soon as all its workers are."""
         with self.connect() as sock:
+            if not self.is_trailboss:
+                while not workers_of(sock):
+                    time.sleep(0.005)
+                return
             while call_json(sock, "trailboss.State", True)["phase"] != "ready":  # type: ignore[index]
                 time.sleep(0.005)
 
@@ -101,10 +107,10 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(command: list[str], workers: int, consume: str = "q") -> Iterator[Server]:
-    """A server for the length of the block."""
+def serving(command: list[str], workers: int, consume: str = "q", program: str = "") -> Iterator[Server]:
+    """A server for the length of the block: Trailboss, or another `program` with the same configuration."""
     with tempfile.TemporaryDirectory() as directory:
-        server = Server(directory, command, workers, consume)
+        server = Server(directory, command, workers, consume, program)
         try:
             yield server
         finally:
@@ -183,54 +189,65 @@ def row(name: str, value: str, cpu: str = "", theirs: str = "") -> None:
     print(f"{name:48} {value:>14} {cpu:>12}  {theirs}", flush=True)
 
 
+def programs() -> list[tuple[str, str]]:
+    """The servers that are measured side by side: ("", "") is Trailboss."""
+    rival = os.environ.get("RR_BIN", "")
+    return [("", ""), (rival, "RoadRunner: ")] if rival else [("", "")]
+
+
 def bench_rpc(worker: str, seconds: float) -> None:
     """rpc.Version, Push and PushBatch."""
-    with serving([worker, "ack"], 1, consume="") as server:
-        server.wait_ready()
-        version = encode_request(1, "rpc.Version", b"true", JSON)
-        for name, frame, clients, theirs in (
-            ("rpc.Version, 1 client", version, 1, "RoadRunner 11,900/s, 34 µs"),
-            ("rpc.Version, 8 clients", version, 8, "RoadRunner 21,000/s, 34-59 µs"),
-            ("jobs.Push, 1 client", push_frame(pipeline="paused"), 1, "RoadRunner 9,500/s"),
-            ("jobs.Push, 8 clients", push_frame(pipeline="paused"), 8, "RoadRunner 23,000/s"),
-        ):
-            rate, cpu = drive(server, frame, clients, seconds)
-            row(name, f"{rate:,.0f}/s", f"{cpu:.1f} µs", theirs)
-        rate, cpu = drive(server, push_frame(100, "paused"), 1, seconds)
-        row(
-            "jobs.PushBatch of 100, jobs",
-            f"{rate * 100:,.0f}/s",
-            f"{cpu / 100:.1f} µs",
-            "RoadRunner 91,000/s",
-        )
+    version = encode_request(1, "rpc.Version", b"true", JSON)
+    for program, label in programs():
+        with serving([worker, "ack"], 1, "", program) as server:
+            server.wait_ready()
+            for name, frame, clients, theirs in (
+                ("rpc.Version, 1 client", version, 1, "RoadRunner 11,900/s, 34 µs"),
+                ("rpc.Version, 8 clients", version, 8, "RoadRunner 21,000/s, 34-59 µs"),
+                ("jobs.Push, 1 client", push_frame(pipeline="paused"), 1, "RoadRunner 9,500/s"),
+                ("jobs.Push, 8 clients", push_frame(pipeline="paused"), 8, "RoadRunner 23,000/s"),
+            ):
+                rate, cpu = drive(server, frame, clients, seconds)
+                row(label + name, f"{rate:,.0f}/s", f"{cpu:.1f} µs", "" if label else theirs)
+            rate, cpu = drive(server, push_frame(100, "paused"), 1, seconds)
+            theirs = "" if label else "RoadRunner 91,000/s"
+            row(f"{label}jobs.PushBatch of 100, jobs", f"{rate * 100:,.0f}/s", f"{cpu / 100:.1f} µs", theirs)
 
 
-def bench_consume(command: list[str], name: str, jobs: int) -> None:
-    """A full memory pipeline consumed by 4 constant workers."""
-    with serving(command, 4, consume="") as server:
-        server.wait_ready()
-        with server.connect() as sock:
-            batch = push_frame(1000)
-            for _ in range(jobs // 1000):
-                sock.sendall(batch)
-                sock.recv(4096)
-            cpu = server.cpu()
-            begun = time.perf_counter()
-            pipelines = jobs_pb2.Pipelines(pipelines=["q"]).SerializeToString()
-            call(sock, "jobs.Resume", pipelines, PROTO)
-            while True:
-                if done_of(sock) >= jobs:
-                    break
-                time.sleep(0.02)
-            took = time.perf_counter() - begun
-            used = server.cpu() - cpu
-        theirs = "RoadRunner 58,000/s, 24 µs"
-        row(
-            f"consume, 4 constant workers ({name})",
-            f"{jobs / took:,.0f}/s",
-            f"{used / jobs * 1e6:.1f} µs",
-            theirs,
-        )
+def bench_consume(command: list[str], name: str, jobs: int, yardstick: str) -> None:
+    """A full memory pipeline consumed by 4 constant workers; beside it the C dispatcher over the same workers."""
+    dispatched = subprocess.run(
+        [yardstick, "4", "4", str(jobs * 2), *command], check=True, capture_output=True, text=True
+    )
+    limit = float(dispatched.stdout.split()[0])
+    for program, label in programs():
+        with serving(command, 4, "", program) as server:
+            server.wait_ready()
+            with server.connect() as sock:
+                batch = push_frame(1000)
+                for _ in range(jobs // 1000):
+                    sock.sendall(batch)
+                    sock.recv(4096)
+                cpu = server.cpu()
+                begun = time.perf_counter()
+                call(sock, "jobs.Resume", jobs_pb2.Pipelines(pipelines=["q"]).SerializeToString(), PROTO)
+                while unfinished(sock):
+                    time.sleep(0.02)
+                took = time.perf_counter() - begun
+                used = server.cpu() - cpu
+            row(
+                f"{label}consume, 4 constant workers ({name})",
+                f"{jobs / took:,.0f}/s",
+                f"{used / jobs * 1e6:.1f} µs",
+                f"{jobs / took / limit:.2f}x the C dispatcher"
+                + ("" if label else "; RoadRunner 58,000/s, 24 µs"),
+            )
+
+
+def unfinished(sock: socket.socket) -> int:
+    """Jobs of the pipeline q that wait or run, from jobs.Stat."""
+    stats = jobs_pb2.Stats.FromString(call(sock, "jobs.Stat", b"", PROTO).body)
+    return sum(stat.active + stat.delayed for stat in stats.stats if stat.pipeline == "q")
 
 
 def bench_memory(command: list[str], name: str, jobs: int) -> None:
@@ -394,14 +411,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         worker = str(Path(directory) / "echo_worker")
         source = str(TOOLS / "bench_workers" / "echo_worker.c")
-        subprocess.run(["gcc", "-O2", "-D_GNU_SOURCE", "-o", worker, source], check=True)
+        yardstick = str(Path(directory) / "dispatcher")
+        for target, program in ((worker, source), (yardstick, source.replace("echo_worker", "dispatcher"))):
+            subprocess.run(["gcc", "-O2", "-D_GNU_SOURCE", "-o", target, program], check=True)
         ack = [worker, "ack"]
         kinds = [(ack, "C")]
         if shutil.which("php"):
             kinds.append((["php", str(PROJECT / "tests" / "php" / "constant_worker.php")], "PHP"))
         parts: dict[str, Callable[[], object]] = {
             "rpc": lambda: bench_rpc(worker, 3 * scale),
-            "consume": lambda: [bench_consume(command, name, int(60_000 * scale)) for command, name in kinds],
+            "consume": lambda: [
+                bench_consume(command, name, int(60_000 * scale), yardstick) for command, name in kinds
+            ],
             "memory": lambda: bench_memory(ack, "C", int(60_000 * scale)),
             "replace": lambda: [bench_replacement(command, name, int(60 * scale)) for command, name in kinds],
             "reset": lambda: [bench_reset(command, name) for command, name in kinds],
