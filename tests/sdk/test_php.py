@@ -352,8 +352,3 @@ def test_the_php_example(serve, php, rpc_server):
     jobs = messages.JOBS_PUSH_BATCH_REQUEST.decode(request.argument)["jobs"]
     assert [job["payload"] for job in jobs] == [b"Ann", b"Bob"]
     assert worker.job("unknown", b"")["type"] == 3
-
-
-def test_the_library_of_the_example_is_the_tested_one():
-    """examples/php/goridge.php is a copy of the file these tests test."""
-    assert (PHP / "goridge.php").read_bytes() == (EXAMPLES / "php" / "goridge.php").read_bytes()

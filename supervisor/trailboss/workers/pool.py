@@ -11,7 +11,6 @@ the old ones take nothing new, finish what they run, and go. If the new code doe
 
 from __future__ import annotations
 
-import enum
 import random
 import signal
 from collections import deque
@@ -34,6 +33,7 @@ from trailboss.workers.outcome import (
     QueueTimeout,
     WorkerDied,
 )
+from trailboss.workers.pool_state import PoolPhase, SlotView, count, decide_phase, pick_to_remove
 from trailboss.workers.process import Process
 from trailboss.workers.restart import FirstStart, RestartBudget, RestartPolicy, SlotHistory
 from trailboss.workers.sampling import cpu_percent, resident_bytes
@@ -52,16 +52,6 @@ __all__ = [
 ]
 
 log = logger("server")
-
-
-class PoolPhase(enum.Enum):
-    """Phase of a pool, as `trailboss.State` says it."""
-
-    BOOTING = "booting"
-    READY = "ready"
-    DEGRADED = "degraded"
-    DRAINING = "draining"
-    STOPPED = "stopped"
 
 
 class PoolStartFailed(Exception):
@@ -145,12 +135,21 @@ class Slot:
     #: A worker of it has been ready, whatever came later.
     was_up: bool = False
 
-    @property
-    def is_hopeless(self) -> bool:
-        """Whether its worker is not ready and it has failed more than once in a row."""
-        if self.next_probe is not None:
-            return True
-        return self.history.streak > 1 and (self.worker is None or not self.worker.was_ready)
+    def view(self) -> SlotView:
+        """What the pure decisions need to know of it."""
+        worker = self.worker
+        up = worker is not None and worker.was_ready
+        serving = worker is not None and worker.is_serving
+        booting = worker is not None and worker.phase in (WorkerPhase.SPAWNING, WorkerPhase.HANDSHAKING)
+        return SlotView(
+            self.number,
+            self.wanted,
+            serving=serving,
+            busy=worker is not None and worker.is_busy,
+            booting=booting,
+            leaving=worker is not None and not serving and not booting,
+            hopeless=self.next_probe is not None or (self.history.streak > 1 and not up),
+        )
 
 
 class Pool:
@@ -767,12 +766,12 @@ class Pool:
     async def remove_worker(self) -> None:
         """Retire one worker, an idle one if there is one; the last one always stays (then nothing happens)."""
         async with self._resizing:
-            candidates = [slot for slot in self._slots if slot.wanted]
-            if len(candidates) > 1:
-                candidates.sort(key=lambda slot: slot.worker is not None and slot.worker.is_busy)
-                self.num_workers -= 1
-                deadline = trio.current_time() + self.config.reset_timeout
-                self._retire_slot(candidates[0], RetireCause.REMOVED, deadline)
+            number = pick_to_remove(self._views())
+            for slot in self._slots:
+                if slot.number == number:
+                    self.num_workers -= 1
+                    deadline = trio.current_time() + self.config.reset_timeout
+                    self._retire_slot(slot, RetireCause.REMOVED, deadline)
 
     # --- being asked ------------------------------------------------------------------------------------------------
 
@@ -800,16 +799,13 @@ class Pool:
         """Whether the pool counts as up."""
         return self._phase is PoolPhase.READY and self.ready_workers >= self.quorum
 
+    def _views(self) -> list[SlotView]:
+        return [slot.view() for slot in self._slots]
+
     def _set_phase(self) -> None:
         before = self._phase
-        if before in (PoolPhase.DRAINING, PoolPhase.STOPPED) or self._first_start is not None:
-            return
-        wanted = [slot for slot in self._slots if slot.wanted]
-        if self.ready_workers or self.debug:
-            self._phase = PoolPhase.READY
-        elif wanted and all(slot.is_hopeless for slot in wanted):
-            self._phase = PoolPhase.DEGRADED
-        # Otherwise one is on its way that has not failed before: what was ready stays so, and execs wait for it.
+        first_start = self._first_start is not None
+        self._phase = decide_phase(before, self._views(), first_start=first_start, debug=self.debug)
         if self._phase is not before:
             if self._phase is PoolPhase.DEGRADED:
                 log.error(
@@ -883,26 +879,15 @@ class Pool:
 
     def statistics(self) -> PoolStatistics:
         """Figures of this moment."""
-        ready = busy = booting = leaving = 0
-        for slot in self._slots:
-            worker = slot.worker
-            if worker is None:
-                continue
-            if worker.phase in (WorkerPhase.SPAWNING, WorkerPhase.HANDSHAKING):
-                booting += 1
-            elif not worker.is_serving:
-                leaving += 1
-            else:
-                ready += 1
-                busy += worker.is_busy
+        counts = count(self._views())
         return PoolStatistics(
             phase=self._phase,
             configured=self.num_workers,
-            ready=ready,
+            ready=counts.ready,
             idle=len(self._idle),
-            busy=busy,
-            booting=booting,
-            leaving=leaving,
+            busy=counts.busy,
+            booting=counts.booting,
+            leaving=counts.leaving,
             in_flight=self.in_flight,
             queued=len(self._queue),
             executions=self.executions,
