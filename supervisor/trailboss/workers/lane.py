@@ -8,6 +8,10 @@ Exactly one exec is under way on a lane, so a worker that speaks while it has no
 has broken the protocol: the text is kept for the log, the worker replaced, and no byte of it is used (wire protocol
 2.5, 2.9).
 
+An exec submitted with `on_part` is a Ticket: its answer may come as a stream, frames with the STREAM bit and a last
+one without (wire protocol 2.8). Each part is handed on as it comes; a receiver that wants no more for now pauses the
+worker's pipe, one that has gone has the worker told to stop, and killed if it goes on regardless.
+
 Hot path: the first 16 bytes of an answer (header and its one option) repeat themselves; a header that was checked
 once is found again in a dictionary, and the frame needs no second look. Anything unusual goes through the decoder.
 """
@@ -26,13 +30,23 @@ from trailboss.log import logger
 from trailboss.workers.outcome import Answer, ExecFailed, ExecTimeout, Outcome, SoftError, WorkerDied
 from trailboss_worker.protocol.control import STOP_ANSWER_CONTEXT
 from trailboss_worker.protocol.errors import FrameError, RemoteProtocolError
-from trailboss_worker.protocol.frames import CONTROL, ERROR, PING, STREAM, Frame, FrameDecoder
+from trailboss_worker.protocol.frames import (
+    CONTROL,
+    ERROR,
+    PING,
+    PONG,
+    STOP,
+    STREAM,
+    Frame,
+    FrameDecoder,
+    encode_frame,
+)
 
 if TYPE_CHECKING:
     from trailboss.reactor import Reactor
     from trailboss.workers.pool import Pool
 
-__all__ = ["MOVES_MAX", "Breach", "Exec", "Lane", "LaneOwner", "request_header"]
+__all__ = ["MOVES_MAX", "Breach", "Exec", "Lane", "LaneOwner", "OnPart", "Ticket", "request_header"]
 
 log = logger("server")
 
@@ -48,6 +62,11 @@ DEAF_SECONDS_MAX = 1.0
 MOVES_MAX = 10
 
 OnOutcome = Callable[[Outcome], None]
+OnPart = Callable[[int, bytes, bytes], bool]
+"""Receiver of one part of a stream: flags, context, body. False: no more for now, until `Ticket.resume`."""
+
+_PONG_FRAME = encode_frame(b"", stream=PONG)
+_STOP_FRAME = encode_frame(b"", stream=STOP)
 
 _answer_headers: dict[bytes, tuple[int, int, int]] = {}
 _request_headers: dict[tuple[int, int, int], bytes] = {}
@@ -92,6 +111,12 @@ class Exec:
 
     __slots__ = ("body", "context", "deadline", "flags", "label", "moves", "on_outcome")
 
+    #: What a Ticket has of its own; here they are constants, which cost an exec of a job nothing.
+    on_part: OnPart | None = None
+    parts = 0
+    paused = False
+    cancelled = False
+
     def __init__(self, context: bytes, body: bytes, flags: int, on_outcome: OnOutcome, label: str) -> None:
         self.context = context
         self.body = body
@@ -100,6 +125,73 @@ class Exec:
         self.label = label
         self.deadline = 0.0
         self.moves = 0
+
+
+class Ticket(Exec):
+    """An exec whose answer may come in parts, and the submitter's hold on it. All calls belong on the reactor.
+
+    It ends like every exec with exactly one outcome. For a stream that is the Answer of its last frame, which comes
+    after all parts, or what cut it short.
+    """
+
+    __slots__ = ("_pool", "cancelled", "lane", "on_part", "parts", "paused", "stop_sent", "stream_timeout")
+
+    def __init__(
+        self,
+        pool: Pool,
+        context: bytes,
+        body: bytes,
+        flags: int,
+        on_outcome: OnOutcome,
+        label: str,
+        on_part: OnPart,
+    ) -> None:
+        super().__init__(context, body, flags, on_outcome, label)
+        self._pool = pool
+        self.on_part: OnPart = on_part
+        #: Frames of its stream so far.
+        self.parts = 0
+        #: The receiver wants no more for now.
+        self.paused = False
+        #: Nobody wants the rest.
+        self.cancelled = False
+        self.stop_sent = False
+        self.stream_timeout = 0.0
+        #: The lane its stream comes from, None before the first part.
+        self.lane: Lane | None = None
+
+    def resume(self) -> None:
+        """Go on after a pause; does nothing without one. Parts that wait are handed out soon, not before it returns."""
+        if self.paused:
+            self.paused = False
+            lane = self.lane
+            if lane is not None and lane.current is self and not lane.closed:
+                lane.resume_stream(self)
+
+    def cancel_stream(self, stream_timeout: float) -> None:
+        """Say that nobody wants the answer any more; `on_part` is not called again.
+
+        An exec that still waits for a worker is withdrawn, and its outcome is an ExecFailed that says so. A stream is
+        told to stop, now or at its first part, and has `stream_timeout` seconds from then on to end; then its worker
+        is killed. A worker that answers in one piece finishes as ever. Calling it again changes nothing.
+        """
+        if self.cancelled:
+            return
+        self.cancelled = True
+        self.stream_timeout = stream_timeout
+        if self._pool.withdraw(self):
+            return
+        lane = self.lane
+        if lane is not None and lane.current is self and not lane.closed:
+            lane.stop_stream(self)
+
+    def kill_after(self, seconds: float) -> None:
+        """Kill the worker if it still has this exec in `seconds`, whatever it does by then. For answers nobody wants."""
+        lane = self._pool.lane_of(self)
+        if lane is not None:
+            lane.kill_after(
+                self, seconds, f"nobody wanted its answer any more and it had not ended {seconds:g} s later"
+            )
 
 
 class LaneOwner:
@@ -340,7 +432,10 @@ class Lane:
             self._spoke_unasked(data)
         else:
             self._decoder.feed(data)
-            self._take_frames(data)
+            if not exec_.paused:
+                self._take_frames(data)
+                if exec_.on_part is not None:
+                    self._take_more(exec_)
 
     def request_is_unread(self) -> bool:
         """Whether the request under way lies whole in the worker's pipe: it died without having seen a byte of it.
@@ -368,9 +463,12 @@ class Lane:
             if not data:
                 return
             limit -= len(data)
-            if self.current is not None:
+            exec_ = self.current
+            if exec_ is not None:
                 self._decoder.feed(data)
                 self._take_frames(data)
+                if exec_.on_part is not None:
+                    self._take_more(exec_, to_the_end=True)
 
     def _take_frames(self, data: bytes) -> None:
         try:
@@ -408,9 +506,16 @@ class Lane:
             )
             return
         if frame.flags & ERROR:
-            self._finish(exec_, SoftError(payload.decode("utf-8", "replace")))
+            error = SoftError(payload.decode("utf-8", "replace"))
+            if exec_.parts:
+                self._break_off(exec_, error)
+            else:
+                self._finish(exec_, error)
             return
-        if frame.stream & (STREAM | PING):
+        if frame.stream & STREAM and isinstance(exec_, Ticket):
+            self._on_part(exec_, frame)
+            return
+        if frame.stream & (STREAM | PING) and exec_.on_part is None:
             self._break(
                 Breach("protocol violation", "the worker answered with a stream, which jobs do not take")
             )
@@ -460,6 +565,9 @@ class Lane:
             pool.lane_idle(self)
 
     def _worker_asks_to_stop(self, exec_: Exec) -> None:
+        if exec_.parts:  # only the first frame of an answer can mean that
+            self._finish(exec_, Answer(0, STOP_ANSWER_CONTEXT, b""))
+            return
         self.current = None
         self.retiring = True
         self.asked_to_stop = True
@@ -476,9 +584,118 @@ class Lane:
         else:
             self._pool.resubmit(exec_)
 
+    # --- streams ----------------------------------------------------------------------------------------------------
+
+    def _on_part(self, ticket: Ticket, frame: Frame) -> None:
+        """One frame of a stream: the limit starts anew, a ping is answered, the receiver gets the part."""
+        try:
+            context, body = _split(frame)
+        except RemoteProtocolError as error:
+            self._break(Breach("protocol violation", str(error), frame.payload[:256]))
+            return
+        ticket.parts += 1
+        ticket.lane = self
+        if self.exec_ttl:
+            self.deadline = self._reactor.now + self.exec_ttl
+        if ticket.cancelled:
+            self.stop_stream(ticket)
+            return
+        if frame.stream & PING and ticket.parts > 1 and self._pending is None:
+            self._say(_PONG_FRAME)
+        try:
+            wants_more = ticket.on_part(frame.flags, context, body)
+        except Exception:
+            log.exception("the receiver of a stream failed", pid=self.pid, pool=self._pool.name)
+            ticket.cancel_stream(DEAF_SECONDS_MAX)
+            return
+        if wants_more is False and not ticket.cancelled and self.current is ticket and not self.closed:
+            ticket.paused = True
+            self._reactor.pause_read(self.read_fd, True)
+
+    def _take_more(self, exec_: Exec, *, to_the_end: bool = False) -> None:
+        """Frames of a stream that have been read already; those behind a pause wait, unless the worker has gone."""
+        while self.current is exec_ and not self.closed and not self._clean:
+            if exec_.paused and not to_the_end:
+                return
+            before = self._decoder.buffered
+            self._take_frames(b"")
+            if self._decoder.buffered == before:
+                return
+
+    def resume_stream(self, ticket: Ticket) -> None:
+        """The receiver wants more again."""
+        if self.exec_ttl:
+            self.deadline = self._reactor.now + self.exec_ttl
+        self._reactor.pause_read(self.read_fd, False)
+        if not self._clean:
+            self._reactor.call_soon(lambda: self._take_more(ticket))
+
+    def stop_stream(self, ticket: Ticket) -> None:
+        """Tell the worker to stop, once, and see to it that it does. What it says until then is dropped."""
+        if ticket.stop_sent:
+            return
+        ticket.stop_sent = True
+        pending = self._pending
+        if pending is None:
+            self._say(_STOP_FRAME)
+        else:
+            # It speaks before it has read its request: behind the rest of that.
+            self._pending = memoryview(bytes(pending) + _STOP_FRAME)
+        seconds = ticket.stream_timeout
+        self.kill_after(
+            ticket, seconds, f"it did not end its stream within {seconds:g} s of being told to stop"
+        )
+        if ticket.paused:
+            ticket.paused = False
+            self.resume_stream(ticket)
+
+    def kill_after(self, exec_: Exec, seconds: float, text: str) -> None:
+        """Give this worker up if it still has `exec_` in `seconds`."""
+
+        def judge(_now: float) -> None:
+            if self.current is exec_:
+                self._break(Breach("stream timeout", text))
+
+        self._reactor.wheel.add(self._reactor.now + seconds, judge)
+
+    def _say(self, frame: bytes) -> None:
+        """Send a small frame into a running exec."""
+        if self._deaf:
+            return
+        try:
+            sent = os.write(self.write_fd, frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._go_deaf(error)
+            return
+        if sent < len(frame):
+            self._pending = memoryview(frame)[sent:]
+            self._reactor.want_write(self.write_fd, True)
+
+    def _break_off(self, exec_: Exec, error: SoftError) -> None:
+        """An error in the middle of a stream: what was sent is not whole, and where the worker stands is unknown."""
+        self.current = None
+        self.executions += 1
+        self._pool.executions += 1
+        try:
+            exec_.on_outcome(error)
+        except Exception:
+            log.exception("the receiver of an outcome failed", pid=self.pid, pool=self._pool.name)
+        self._break(
+            Breach("error in a stream", f"the worker reported an error in the middle of a stream: {error}")
+        )
+
     # --- trouble ----------------------------------------------------------------------------------------------------
 
     def _on_eof(self) -> None:
+        exec_ = self.current
+        if exec_ is not None and exec_.on_part is not None:
+            # What it said before it went counts, also where the receiver had asked for a pause.
+            self.retiring = True  # should that end the exec, there is no next one
+            self._take_more(exec_, to_the_end=True)
+            if self.closed:
+                return
         self._decoder.feed_eof()
         pending = self._decoder.pending_bytes(256)
         what = "connection" if self.read_fd == self.write_fd else "standard output"
@@ -542,6 +759,8 @@ class Lane:
         exec_ = self.current
         if exec_ is None or expiry is None:
             return
+        if exec_.paused:  # it is the receiver that is slow
+            self.deadline = now + self.exec_ttl
         if now < self.deadline:  # another exec by now
             self._expiry = expiry
             self._reactor.wheel.add(self.deadline, expiry)
