@@ -145,14 +145,16 @@ class Request:
 class Responder(Protocol):
     """The connection's side of one request. Every call is made on the reactor and none blocks.
 
-    Calls after the end, or after the client has gone, are ignored: the answer is simply not wanted any more. Framing is
-    the responder's own business: Content-Length, Transfer-Encoding, Connection, Date and Server are never in `headers`.
+    Whoever gets a request ends it once, with `respond`, `end`, `fail` or `abort`, also when its client has gone meanwhile:
+    only then the request's body is let go and a drain goes on. Calls after that are ignored, and what is sent to a client
+    that has gone is thrown away. A client that has closed its sending side counts as gone but may still receive.
+    Framing is the responder's own business: Content-Length, Transfer-Encoding, Connection, Date and Server are never in `headers`.
     """
 
     #: False while too much is unsent; `on_ready` is called when it is True again.
     wants_more: bool
     on_ready: Callable[[], None] | None
-    #: The client has gone: called at most once, and never after the end.
+    #: The client has gone: called at most once, and never after the end. A request that is dropped then needs `abort`.
     on_gone: Callable[[], None] | None
     #: The head is out.
     started: bool
