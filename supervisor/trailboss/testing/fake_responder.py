@@ -1,8 +1,8 @@
 """A Responder without a connection: keeps the answer, and is stricter about the contract than a connection would be.
 
 What a handler may never do raises ContractBroken at the call that does it: two heads, a body before the head, framing headers
-in the list, more bytes than announced. What the contract says is ignored (calls after the end, or after the client has gone)
-is ignored. A test plays the client by `leave`, `stall` and `flow`.
+in the list, more bytes than announced. Calls after the end are ignored; what is sent to a client that has gone is thrown away,
+but still has to come to its end. A test plays the client by `leave`, `half_close`, `stall` and `flow`.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class FakeResponder:
 
     @property
     def complete(self) -> bool:
-        """The answer has ended as it should."""
-        return self.finished and not self.cut and self.failure is None
+        """The answer has ended as it should, and the client has it."""
+        return self.finished and not self.cut and not self.gone and self.failure is None
 
     def header(self, name: bytes) -> bytes | None:
         """Return the values of `name` (lower case) joined, None where there is none."""
@@ -79,10 +79,15 @@ class FakeResponder:
     # --- the client ----------------------------------------------------------------------------------------------------
 
     def leave(self) -> None:
-        """The client goes."""
-        if self.finished or self.gone:
+        """The client goes; the handler still has to end."""
+        if not self.finished:
+            self.gone = True
+            self.half_close()
+
+    def half_close(self) -> None:
+        """The client closes its sending side: it counts as gone, and receives all the same."""
+        if self.finished:
             return
-        self.gone = True
         callback, self.on_gone = self.on_gone, None
         if callback is not None:
             callback()
@@ -100,17 +105,17 @@ class FakeResponder:
     # --- the contract --------------------------------------------------------------------------------------------------
 
     def _ignored(self, call: str) -> bool:
-        if self.finished or self.gone:
+        if self.finished:
             return True
         self.calls.append(call)
         return False
 
     def inform(self, status: int, headers: HeaderList) -> None:
         """Keep an interim answer."""
-        if self._ignored("inform"):
+        if self.started or self._ignored("inform"):
             return
-        if self.started or not 100 <= status <= 199 or status == 101:
-            raise ContractBroken(f"interim answer {status}, head out: {self.started}")
+        if not 100 <= status <= 199 or status == 101:
+            raise ContractBroken(f"status {status} in an interim answer")
         self._check(headers)
         self.interim.append((status, list(headers)))
 
@@ -199,7 +204,8 @@ class FakeResponder:
             return
         if self.length is not None and self._received_bytes > self.length:
             raise ContractBroken(f"{self._received_bytes} bytes of a body of {self.length}")
-        self.parts.append(bytes(chunk))
+        if not self.gone:
+            self.parts.append(bytes(chunk))
 
     @staticmethod
     def _check(headers: HeaderList) -> None:

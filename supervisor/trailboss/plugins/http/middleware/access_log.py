@@ -1,8 +1,8 @@
 """One record for each answer, with RoadRunner's keys, or one line in the `common` or `combined` format.
 
 The record is built when the answer ends, and only where records of level info go anywhere; that is asked at the beginning
-of each request, and where they do not, the request passes through as if this file did not exist. A client that leaves
-before its answer began is logged with status 499, as nginx does.
+of each request, and where they do not, the request passes through as if this file did not exist. A request that is given up
+before its answer began, because the client has left, is logged with status 499, as nginx does.
 
 Times: `start` and `request_time` are unix nanoseconds, like `ts`; `elapsed` is in whole milliseconds.
 """
@@ -110,7 +110,7 @@ class AccessLog:
 class _LoggedResponder(ResponderWrapper):
     """Counts one answer."""
 
-    __slots__ = ("_bodiless", "_on_gone", "_request", "_sent_bytes", "_status", "_write")
+    __slots__ = ("_bodiless", "_request", "_sent_bytes", "_status", "_write")
 
     def __init__(
         self, inner: Responder, request: Request, write: Callable[[Request, int, int], None]
@@ -122,27 +122,11 @@ class _LoggedResponder(ResponderWrapper):
         self._status = 0
         self._sent_bytes = 0
         self._bodiless = request.method == "HEAD"
-        self._on_gone: Callable[[], None] | None = None
-        inner.on_gone = self._gone
-
-    @property
-    def on_gone(self) -> Callable[[], None] | None:
-        """Called when the client has gone before the end."""
-        return self._on_gone
-
-    @on_gone.setter
-    def on_gone(self, callback: Callable[[], None] | None) -> None:
-        self._on_gone = callback
 
     def _log(self, status: int, sent_bytes: int) -> None:
         write, self._write = self._write, None
         if write is not None:
             write(self._request, status, sent_bytes)
-
-    def _gone(self) -> None:
-        self._log(self._status or CLIENT_GONE, self._sent_bytes)
-        if self._on_gone is not None:
-            self._on_gone()
 
     def head(self, status: int, headers: HeaderList, *, length: int | None = None) -> None:
         """Remember the status."""

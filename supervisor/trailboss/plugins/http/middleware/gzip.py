@@ -69,6 +69,7 @@ class _CompressedResponder(ResponderWrapper):
         "_coding",
         "_compressor",
         "_ended",
+        "_ignores_pressure",
         "_on_gone",
         "_on_ready",
         "_pieces",
@@ -86,6 +87,7 @@ class _CompressedResponder(ResponderWrapper):
         #: What waits to be compressed: bytes, or (descriptor, offset, count).
         self._pieces: deque[memoryview | tuple[int, int, int]] = deque()
         self._scheduled = False
+        self._ignores_pressure = False
         self._ended = False
         self._trailers: HeaderList = ()
         self._on_ready: Callable[[], None] | None = None
@@ -125,7 +127,8 @@ class _CompressedResponder(ResponderWrapper):
 
     def respond(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Send a whole answer: compressed in one write where it is small, else slice by slice."""
-        if self._ended or self.inner.started:
+        if self._compressor is not None:
+            self.abort()  # a second answer: the connection's rule, kept here since it would not see the first one's rest
             return
         headers, compressed = self._decide(status, headers, len(body))
         if not compressed:
@@ -141,7 +144,8 @@ class _CompressedResponder(ResponderWrapper):
 
     def head(self, status: int, headers: HeaderList, *, length: int | None = None) -> None:
         """Send the head; the length of a compressed body is not known yet."""
-        if self._ended or self.inner.started:
+        if self._compressor is not None:
+            self.abort()
             return
         headers, compressed = self._decide(status, headers, length)
         if compressed:
@@ -240,7 +244,7 @@ class _CompressedResponder(ResponderWrapper):
         self._schedule()
 
     def _schedule(self) -> None:
-        if not self._scheduled and self._pieces and self.inner.wants_more:
+        if not self._scheduled and self._pieces and (self._ignores_pressure or self.inner.wants_more):
             self._scheduled = True
             self._call_soon(self._pump)
 
@@ -308,9 +312,18 @@ class _CompressedResponder(ResponderWrapper):
             self._on_ready()
 
     def _gone(self) -> None:
-        self._drop()
+        """Tell the handler behind; what waits here still has to come to its end, for the client may only have closed
+        its sending side."""
         if self._on_gone is not None and not self._ended:
             self._on_gone()
+        if not self._pieces or self.inner.wants_more:
+            return
+        if any(not isinstance(piece, memoryview) for piece in self._pieces):
+            self._drop()
+            self.inner.abort()  # nobody may be reading any more, and a file has no bound that memory could hold
+        else:
+            self._ignores_pressure = True
+            self._schedule()
 
 
 def make_gzip(config: HttpConfig, services: MiddlewareServices) -> Compression:

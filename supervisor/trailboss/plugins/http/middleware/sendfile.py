@@ -61,8 +61,8 @@ class _SendFileResponder(ResponderWrapper):
     def respond(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Send the file that is named, else the answer."""
         if self._replaced:
-            return
-        if self._named(headers):
+            self.end()
+        elif self._named(headers):
             self._ended = self._replaced = True
             self._send(status, headers, self.inner)
         else:
