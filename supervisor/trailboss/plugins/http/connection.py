@@ -9,8 +9,8 @@ Each request gets an Answer of its own, which is deaf once its request is over: 
 answer of the next request. A small answer is one send. What the kernel does not take is kept in order, `wants_more`
 tells the source to pause; files go out by sendfile.
 
-A client that has only closed its sending side is told to the handler as gone (`on_gone`), and still gets the answer if
-one is made. Whoever has a request ends it in any case; only then its body is let go.
+A client that closes its sending side before it has its answer counts as gone, as nearly every server has it: there is no
+telling it from one that has closed everything. Its request ends with that; the handler hears of it by `on_gone`.
 """
 
 from __future__ import annotations
@@ -83,17 +83,17 @@ class Answer:
         "_held_head",
         "_keep",
         "_left",
-        "_request",
         "finished",
         "on_gone",
         "on_ready",
+        "request",
         "started",
         "wants_more",
     )
 
     def __init__(self, connection: Connection, request: Request, keep: bool) -> None:
         self._connection = connection
-        self._request = request
+        self.request = request
         self._keep = keep
         self._framing = _Framing.NONE
         self._left = 0
@@ -128,18 +128,18 @@ class Answer:
             data, body = lines + b"\r\n", b""
         else:
             data = b"%bContent-Length: %d\r\n\r\n" % (lines, len(body))
-            if self._request.method == "HEAD":
+            if self.request.method == "HEAD":
                 body = b""
         self.started = self.finished = True
         if len(body) <= JOINED_BODY_BYTES:
             connection.send(data + body if body else data)
         else:
             connection.send_both(data, body)
-        connection.answered(self._request, keep)
+        connection.answered(self.request, keep)
 
     def inform(self, status: int, headers: HeaderList) -> None:
         """Send an interim answer; nothing where the head is out or the client speaks HTTP/1.0."""
-        if self.finished or self.started or self._request.version == "1.0":
+        if self.finished or self.started or self.request.version == "1.0":
             return
         if not 100 <= status <= 199 or status == 101:
             raise ValueError(f"{status} is no status of an interim answer")
@@ -174,11 +174,11 @@ class Answer:
         framing, line = _Framing.LENGTH, b""
         if length is not None:
             line = b"Content-Length: %d\r\n" % length
-        elif self._request.version == "1.1":
+        elif self.request.version == "1.1":
             framing, line = _Framing.CHUNKED, b"Transfer-Encoding: chunked\r\n"
         else:
             framing = _Framing.CLOSE
-        if self._request.method == "HEAD":
+        if self.request.method == "HEAD":
             return _Framing.NONE, line if length is not None else b""
         return framing, line
 
@@ -234,7 +234,7 @@ class Answer:
             self._left -= size
             if self._left < 0:
                 log.error(
-                    "an answer is longer than its length, the connection is cut", request=self._request.path
+                    "an answer is longer than its length, the connection is cut", request=self.request.path
                 )
                 self.abort()
                 return None
@@ -248,7 +248,7 @@ class Answer:
             raise RuntimeError("the end before the head")
         if self._framing is _Framing.LENGTH and self._left:
             log.error(
-                "an answer is shorter than its length, the connection is cut", request=self._request.path
+                "an answer is shorter than its length, the connection is cut", request=self.request.path
             )
             self.abort()
             return
@@ -263,7 +263,7 @@ class Answer:
         held, self._held_head = self._held_head, b""
         if held or tail:
             self._connection.send(held + tail)
-        self._connection.answered(self._request, self._keep)
+        self._connection.answered(self.request, self._keep)
 
     def fail(self, status: int, reason: str, *, retry_after: int | None = None, close: bool = False) -> None:
         """Answer that the server could not; where the head is out already, cut the connection."""
@@ -284,17 +284,17 @@ class Answer:
         self.finished = True
         self._held_head = b""
         self._connection.cut()
-        self._connection.answered(self._request, False)
+        self._connection.answered(self.request, False)
 
     def _bad_answer(self, error: ValueError) -> None:
-        log.error("an answer cannot be sent", request=self._request.path, reason=str(error))
+        log.error("an answer cannot be sent", request=self.request.path, reason=str(error))
         self.fail(500, "the answer cannot be sent")
 
     # --- the connection's side ----------------------------------------------------------------------------------------
 
     def _tell_gone(self) -> None:
         on_gone, self.on_gone = self.on_gone, None
-        if on_gone is not None and not self.finished:
+        if on_gone is not None:
             on_gone()
 
     def _tell_ready(self) -> None:
@@ -441,11 +441,9 @@ class Connection:
             self._working = False
         if self.closed:
             return
-        if self._paused and not self._ended and (len(self._buffer) <= READ_AHEAD_BYTES or self._may_begin()):
+        if self._paused and (len(self._buffer) <= READ_AHEAD_BYTES or self._may_begin()):
             self._paused = False
             self._reactor.pause_read(self._fd, False)
-        if self._ended:
-            self._close_if_done()
 
     def _may_begin(self) -> bool:
         """Whether the next request may be looked at: none is under way, and the answers before it have left."""
@@ -596,7 +594,7 @@ class Connection:
         self._since = now = self._reactor.now
         if self._deadline is None:
             self._arm(now + front.limits.idle_timeout_seconds)
-        if self._buffer or self._paused or self._ended:
+        if self._buffer or self._paused:
             self._work()
 
     def _refuse(self, status: int, reason: str) -> None:
@@ -641,27 +639,25 @@ class Connection:
             self.close()
 
     def _on_end(self) -> None:
-        """The client sends no more. What it has sent is still answered."""
-        self._ended = True
-        if self._answer is None and not self._out:
+        """The client sends no more: it has gone, unless there is an answer left that it may still take."""
+        if self._answer is not None or not self._out:
             self.close()
             return
+        self._ended = self._closing = True
         self._reactor.unregister(self._fd)
         self._reactor.register_writer(self._fd, self._on_writable_after_end, self._on_error)
-        if self._out:
-            self._reactor.want_write(self._fd, True)
-        if self._answer is not None:
-            self._reactor.call_soon(self._answer._tell_gone)
-
-    def _close_if_done(self) -> None:
-        if self._answer is None and not self._out and not self.closed:
-            self.close()
+        self._reactor.want_write(self._fd, True)
 
     def close_if_idle(self, quiet_since: float) -> None:
         """Close unless a request or its answer is under way, or something has happened after `quiet_since`."""
         idle = self._waiting is Waiting.REQUEST or (self._waiting is Waiting.HEAD and not self._buffer)
         if idle and not self._out and self._since <= quiet_since:
             self.close()
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether everything is sent and only the client's departure is waited for."""
+        return self._waiting is Waiting.DEPARTURE and not self._out
 
     def cut(self) -> None:
         """End the connection with a reset."""
@@ -686,9 +682,12 @@ class Connection:
         self._buffer.clear()
         self._drop_out()
         self.front.connections.discard(self)
-        if self._answer is not None:
-            self._reactor.call_soon(self._answer._tell_gone)
-        if self.front.on_progress is not None:
+        answer = self._answer
+        if answer is not None and not answer.finished:
+            answer.finished = True
+            self._reactor.call_soon(answer._tell_gone)
+            self.answered(answer.request, False)
+        elif self.front.on_progress is not None:
             self.front.on_progress()
 
     def _drop_body(self) -> None:
@@ -838,10 +837,8 @@ class Connection:
                 return
         if answer is not None and not answer.wants_more and self.has_room:
             self._reactor.call_soon(answer._tell_ready)
-        if not self._out and (self._buffer or self._ended) and self._answer is None:
+        if not self._out and self._buffer and self._answer is None:
             self._work()
-            if self._ended:
-                self._close_if_done()
 
     @property
     def has_room(self) -> bool:

@@ -70,3 +70,13 @@ class Front:
         """Close connections between two requests on which nothing has happened after `quiet_since`."""
         for connection in list(self.connections):
             connection.close_if_idle(quiet_since)
+
+    @property
+    def open_count(self) -> int:
+        """Connections on which somebody may still get an answer."""
+        return sum(1 for connection in self.connections if not connection.is_leaving)
+
+    def close_all(self) -> None:
+        """Close every connection, whatever is under way."""
+        for connection in list(self.connections):
+            connection.close()

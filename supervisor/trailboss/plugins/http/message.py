@@ -56,12 +56,11 @@ class Body:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
-        """Release memory and file; may be called again."""
+        """Release memory and file; `size` stays what it was. May be called again."""
         on_close, self._on_close = self._on_close, None
         if self.file is not None:
             os.close(self.file)
             self.file = None
-            self.size = 0
         self._content = b""
         if on_close is not None:
             on_close()
@@ -145,16 +144,15 @@ class Request:
 class Responder(Protocol):
     """The connection's side of one request. Every call is made on the reactor and none blocks.
 
-    Whoever gets a request ends it once, with `respond`, `end`, `fail` or `abort`, also when its client has gone meanwhile:
-    only then the request's body is let go and a drain goes on. Calls after that are ignored, and what is sent to a client
-    that has gone is thrown away. A client that has closed its sending side counts as gone but may still receive.
+    Whoever gets a request ends it once, with `respond`, `end`, `fail` or `abort`. Calls after that are ignored. A client
+    that goes ends its request as well: `finished` is True then, the body is let go, `on_gone` is called soon.
     Framing is the responder's own business: Content-Length, Transfer-Encoding, Connection, Date and Server are never in `headers`.
     """
 
     #: False while too much is unsent; `on_ready` is called when it is True again.
     wants_more: bool
     on_ready: Callable[[], None] | None
-    #: The client has gone: called at most once, and never after the end. A request that is dropped then needs `abort`.
+    #: The client has gone: called at most once, and never after the end.
     on_gone: Callable[[], None] | None
     #: The head is out.
     started: bool

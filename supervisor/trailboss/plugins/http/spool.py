@@ -93,7 +93,6 @@ class _FiledBody(Body):
         if self.file is not None:
             self._spool.close_file(self.file)
             self.file = None
-            self.size = 0
 
 
 class Incoming:
