@@ -176,7 +176,6 @@ class _Conversation:
         "context",
         "exchange",
         "finished",
-        "gone",
         "head",
         "informed",
         "remaining",
@@ -201,9 +200,8 @@ class _Conversation:
         self.remaining: int | None = None
         self.informed = False
         self.retried = False
-        #: The responder has been answered; it belongs to the next request, maybe.
+        #: The responder has been answered, or its client has gone; nothing is said to it any more.
         self.finished = False
-        self.gone = False
 
     # --- to the worker ----------------------------------------------------------------------------------------------
 
@@ -258,7 +256,7 @@ class _Conversation:
     ) -> None:
         """Read the next piece of a long form, then let others have their turn."""
         body = self.request.body
-        if self.gone or body.file is None:
+        if self.finished or body.file is None:
             self._clean_up()
             return
         try:
@@ -298,9 +296,8 @@ class _Conversation:
 
     def client_gone(self) -> None:
         """Responder: nobody reads the answer any more."""
-        self.gone = True
-        if not self.finished:
-            self._cancel()
+        self.finished = True
+        self._cancel()
 
     def _cancel(self) -> None:
         ticket = self.ticket
@@ -314,7 +311,7 @@ class _Conversation:
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Pool: the last word on this request."""
-        if self.gone or self.finished:
+        if self.finished:
             self._clean_up()
         elif self.head is not None:
             self._end_stream(outcome)
@@ -364,7 +361,7 @@ class _Conversation:
 
     def on_part(self, flags: int, context: bytes, body: bytes) -> bool:
         """Pool: one frame of a stream. False while the client takes no more."""
-        if self.gone or self.finished:
+        if self.finished:
             return True
         if self.head is None:
             try:
