@@ -134,6 +134,7 @@ def _http(config: Config, logs: LogSystem) -> Plugin | None:
     if http is None:
         return None
     from trailboss.plugins.http.plugin import HttpPlugin
+    from trailboss.plugins.http.python_apps import wants_raw_body
     from trailboss.plugins.http.uploads import Owner
 
     server = config.server
@@ -146,7 +147,7 @@ def _http(config: Config, logs: LogSystem) -> Plugin | None:
     return HttpPlugin(
         http,
         # Frameworks in Python parse forms themselves.
-        raw_body=True if command[:1] == ("trailboss-worker",) else None,
+        raw_body=True if wants_raw_body(command) else None,
         owner=Owner(identity.uid, identity.gid) if identity is not None else None,
         section=config.extension,
         logs_info=lambda: channel.level <= LEVELS["info"] and bool(channel.outputs),
