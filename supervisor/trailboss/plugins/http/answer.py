@@ -14,12 +14,13 @@ Heads repeat themselves, so checked ones are remembered, by flags and context. A
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from trailboss_worker.protocol.errors import MessageError
+from trailboss_worker.protocol.frames import GOB, MSGPACK, PROTO, RAW
 from trailboss_worker.protocol.http_message import decode_answer_context
-from trailboss_worker.protocol.limits import parse_digits
+from trailboss_worker.protocol.limits import json_loads_limited, parse_digits
 
 __all__ = [
     "EMPTY_HEAD",
@@ -88,8 +89,12 @@ _NO_TRAILERS: Final = frozenset(
     | _LEFT_OUT
 )
 
+#: Those that are no header like any other.
+_SPECIAL: Final = _LEFT_OUT | {b"content-length", b"trailer", b"transfer-encoding"}
+_OTHER_CODECS: Final = RAW | MSGPACK | GOB
+
 _memory: dict[tuple[int, bytes], AnswerHead] = {}
-_names: dict[str, tuple[bytes, bytes]] = {}
+_names: dict[str, tuple[bytes, bytes, bool]] = {}
 
 
 def parse_head(context: bytes, flags: int) -> AnswerHead:
@@ -109,12 +114,11 @@ def parse_trailers(context: bytes, flags: int, names: frozenset[bytes], known: H
     """Trailers of a stream: those in its last context, if it has one, else what the first had. Raises BadAnswer."""
     if not context:
         return known
-    headers = _headers_of(context, flags)[1]
     found = []
-    for raw, values in headers.items():
-        name, lower = _checked_name(raw)
+    for raw, values in _headers_of(context, flags)[1].items():
+        name, lower, _ = _checked_name(raw)
         if lower in names:
-            found += [(name, _checked_value(name, value)) for value in values]
+            found += [(name, value) for value in _checked_values(name, values)]
     return tuple(found) or known
 
 
@@ -137,20 +141,16 @@ def _parse(context: bytes, flags: int) -> AnswerHead:
     lengths: list[bytes] = []
     announced: list[bytes] = []
     for raw, values in raw_headers.items():
-        name, lower = _names.get(raw) or _checked_name(raw)
-        for value in values:
-            if _CONTROL.search(value) is not None:
-                _checked_value(name, value)
-            value = value.strip(b" \t")
-            if lower == b"content-length":
+        name, lower, special = _names.get(raw) or _checked_name(raw)
+        for value in _checked_values(name, values):
+            if not special:
+                headers.append((name, value))
+            elif lower == b"content-length":
                 lengths.append(value)
-            elif lower == b"transfer-encoding":
-                if value.lower() not in (b"chunked", b"identity", b""):
-                    raise BadAnswer(f"Transfer-Encoding {_shown(value)}; only the server may code the body")
             elif lower == b"trailer":
                 announced.append(value)
-            elif lower not in _LEFT_OUT:
-                headers.append((name, value))
+            elif lower == b"transfer-encoding" and value.lower() not in (b"chunked", b"identity", b""):
+                raise BadAnswer(f"Transfer-Encoding {_shown(value)}; only the server may code the body")
     if len(headers) > HEADERS_MAX:
         raise BadAnswer(f"{len(headers)} headers; the limit is {HEADERS_MAX}")
     length = _length(lengths)
@@ -164,38 +164,65 @@ def _parse(context: bytes, flags: int) -> AnswerHead:
     return AnswerHead(status, tuple(headers), length, trailers, names, plain=False)
 
 
-def _headers_of(context: bytes, flags: int) -> tuple[int, Mapping[str, Sequence[bytes]]]:
+def _headers_of(context: bytes, flags: int) -> tuple[int, Mapping[str, object]]:
+    """Status and headers, their values not looked at yet; what http_message says, without its copies for JSON."""
     if len(context) > CONTEXT_LENGTH_MAX:
         raise BadAnswer(f"a head of {len(context)} bytes; the limit is {CONTEXT_LENGTH_MAX}")
+    status: object
+    headers: object
     try:
-        answer = decode_answer_context(context, flags)
+        if flags & PROTO:
+            answer = decode_answer_context(context, flags)
+            status, headers = (200, {}) if answer is None else answer
+        else:
+            if flags & _OTHER_CODECS:
+                raise BadAnswer(f"an answer of the unknown codec 0x{flags:02x}")
+            value = json_loads_limited(context)
+            if not isinstance(value, dict):
+                raise BadAnswer("its context is no JSON object")
+            status, headers = value.get("status"), value.get("headers")
     except MessageError as error:
         raise BadAnswer(str(error)) from None
-    if answer is None:
-        return 200, {}
-    if not 100 <= answer.status <= 599:
-        raise BadAnswer(f"unknown status code from worker: {answer.status}")
-    return answer.status, answer.headers
+    if type(status) is not int or not 100 <= status <= 599:
+        raise BadAnswer(f"unknown status code from worker: {str(status)[:40]}")
+    if not isinstance(headers, dict):
+        if headers is not None and headers != []:
+            raise BadAnswer("its headers are no object")
+        headers = {}
+    return status, headers
 
 
-def _checked_name(raw: str) -> tuple[bytes, bytes]:
-    """The name as it was written, and in lower case. Raises BadAnswer for what is no token."""
+def _checked_name(raw: str) -> tuple[bytes, bytes, bool]:
+    """The name as it was written, in lower case, and whether it is special. Raises BadAnswer for what is no token."""
     known = _names.get(raw)
     if known is not None:
         return known
     if _TOKEN.fullmatch(raw) is None:
         raise BadAnswer(f"the header name {_shown(raw.encode('utf-8', 'replace'))} is no token")
     name = raw.encode("ascii")
+    lower = name.lower()
     if len(_names) >= MEMORY_MAX:
         _names.clear()
-    _names[raw] = known = (name, name.lower())
+    _names[raw] = known = (name, lower, lower in _SPECIAL)
     return known
 
 
-def _checked_value(name: bytes, value: bytes) -> bytes:
-    if _CONTROL.search(value) is not None:
-        raise BadAnswer(f"the header {name.decode()} has a control character in its value {_shown(value)}")
-    return value.strip(b" \t")
+def _checked_values(name: bytes, values: object) -> list[bytes]:
+    """The values of a header without white space around them. Raises BadAnswer for control characters."""
+    if type(values) is not list:
+        raise BadAnswer(f"the header {name.decode()} has no list of values")
+    found = []
+    for value in values:
+        if type(value) is str:
+            value = value.encode()
+        elif type(value) is not bytes:
+            raise BadAnswer(f"the header {name.decode()} has a value that is no text")
+        if _CONTROL.search(value) is not None:
+            raise BadAnswer(
+                f"the header {name.decode()} has a control character in its value {_shown(value)}"
+            )
+        found.append(value.strip(b" \t"))
+    return found
 
 
 def _length(values: list[bytes]) -> int | None:

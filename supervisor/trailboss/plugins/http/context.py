@@ -60,6 +60,11 @@ _HOST: Final = re.compile(
     r"((?:[\w\-.~!$&'()*+;=]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{0,5}))?", re.ASCII
 )
 _STRAY_PERCENT: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+#: Cookies as nearly all clients send them: nothing to decode, nothing to escape.
+_PLAIN_COOKIES: Final = re.compile(
+    rb"""[\w!#$%&'*+\-.^`|~]+=[^\x00-\x20\x7f-\xff"%+;\\]*+(?:; [\w!#$%&'*+\-.^`|~]+=[^\x00-\x20\x7f-\xff"%+;\\]*+)*+""",
+    re.ASCII,
+)
 _COOKIE_VALUE: Final = re.compile(rb'[^\x00-\x1f\x7f";\\]*')
 
 Entry = tuple[str, str]
@@ -140,7 +145,7 @@ def describe(
 class ContextWriter:
     """Writes contexts; one for a server, so that what it remembers serves every connection."""
 
-    __slots__ = ("_beginnings", "_forms", "_headers", "_underscores")
+    __slots__ = ("_beginnings", "_forms", "_headers", "_secrets", "_underscores")
 
     def __init__(self, *, underscores: bool = False, forms: bool = True) -> None:
         """`underscores`: let names with underscores pass. `forms`: a form is not plain, somebody has to parse it."""
@@ -148,6 +153,8 @@ class ContextWriter:
         self._forms = forms
         self._beginnings: dict[tuple[str, str, str, str, str], str] = {}
         self._headers: dict[tuple[bytes, bytes], Entry] = {}
+        #: Canonical names of the headers whose values are not remembered.
+        self._secrets: dict[bytes, str] = {}
 
     def plain_json(self, request: Request) -> bytes | None:
         """The context of a request whose body goes to the worker as it is; None for one that is not plain."""
@@ -205,6 +212,9 @@ class ContextWriter:
     def _entry(self, pair: tuple[bytes, bytes]) -> Entry:
         """Canonical name, and name with value as JSON members."""
         raw, value = pair
+        name = self._secrets.get(raw)
+        if name is not None:
+            return name, f'"{name}":[{_quoted(_text(value))}]'
         lower = raw.lower()
         if lower == b"connection" and not _options(value) <= _PLAIN_OPTIONS:
             return _UNUSUAL
@@ -215,7 +225,10 @@ class ContextWriter:
             entry = (name, f"{_quoted(name)}:[{_quoted(_text(value))}]")
             if lower == b"content-type" and self._forms and b"form" in value.lower():
                 return (name, "form")
-        if lower not in _SECRET and len(raw) + len(value) <= _REMEMBERED_LENGTH_MAX:
+        if lower in _SECRET:
+            if len(self._secrets) < MEMORY_MAX:
+                self._secrets[raw] = entry[0]
+        elif len(raw) + len(value) <= _REMEMBERED_LENGTH_MAX:
             if len(self._headers) >= MEMORY_MAX:
                 self._headers.clear()
             self._headers[pair] = entry
@@ -256,5 +269,8 @@ def _utf8(value: bytes) -> bytes:
 
 
 def _cookies_json(header: bytes) -> str:
+    if _PLAIN_COOKIES.fullmatch(header) is not None:
+        pairs = dict([piece.split("=", 1) for piece in header.decode().split("; ")])
+        return "{" + ",".join([f'"{name}":"{value}"' for name, value in pairs.items()]) + "}"
     cookies = decode_cookies(header)
     return "{" + ",".join(f"{_quoted(name)}:{_quoted(_text(value))}" for name, value in cookies.items()) + "}"

@@ -23,8 +23,13 @@ from trailboss.plugins.http.exchange import Exchange
 from trailboss.plugins.http.message import HeaderList, Request, Responder
 from trailboss.workers.lane import OnOutcome, OnPart, Ticket
 from trailboss.workers.outcome import Answer
+from trailboss_worker.protocol.errors import MessageError
 from trailboss_worker.protocol.frames import GOB, JSON, MSGPACK, PROTO, RAW
-from trailboss_worker.protocol.http_message import encode_answer_json, encode_answer_proto
+from trailboss_worker.protocol.http_message import (
+    decode_answer_context,
+    encode_answer_json,
+    encode_answer_proto,
+)
 
 Hostile = tuple[str, int, bytes, bytes]
 
@@ -355,3 +360,30 @@ def test_whatever_passes_is_clean(status: int, headers: dict[str, list[str]]) ->
         assert not set(name) & set(b' \t\r\n\0:,;"')
         assert not set(value) & set(b"\r\n\0")
         assert value == value.strip(b" \t")
+
+
+@given(
+    status=st.integers(-10, 1100),
+    headers=st.one_of(
+        st.dictionaries(TEXTS, st.lists(TEXTS, max_size=3), max_size=4),
+        st.dictionaries(TEXTS, st.one_of(TEXTS, st.lists(st.one_of(TEXTS, st.integers())), st.none())),
+        st.sampled_from([None, [], "x", 5, [1]]),
+    ),
+)
+def test_json_is_read_as_the_reference_reads_it(status: int, headers: object) -> None:
+    """What http_message refuses is refused, and what it reads has the same values here."""
+    context = json.dumps({"status": status, "headers": headers}).encode("utf-8", "surrogatepass")
+    try:
+        expected = decode_answer_context(context, JSON)
+    except MessageError:
+        expected = None
+    try:
+        head = parse_head(context, JSON)
+    except BadAnswer:
+        return
+    assert expected is not None
+    assert head.status == expected.status
+    names = {name for name, _ in head.headers}
+    for name in names:
+        values = [value.strip(b" \t") for value in expected.headers[name.decode()]]
+        assert [value for other, value in head.headers if other == name] == values

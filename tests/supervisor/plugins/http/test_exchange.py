@@ -338,7 +338,11 @@ NAMES = st.one_of(
         ]
     ),
 )
+COOKIES = st.lists(st.text('ab=%+;" \\4_\xe4', max_size=6), max_size=4).map(
+    lambda found: "; ".join(found).encode()
+)
 VALUES = st.one_of(
+    COOKIES,
     st.binary(max_size=12).map(lambda raw: bytes(byte for byte in raw if byte > 31 and byte != 127)),
     st.sampled_from(
         [
