@@ -1,8 +1,8 @@
 """A Responder without a connection: keeps the answer, and is stricter about the contract than a connection would be.
 
 What a handler may never do raises ContractBroken at the call that does it: two heads, a body before the head, framing headers
-in the list, more bytes than announced. Calls after the end are ignored; what is sent to a client that has gone is thrown away,
-but still has to come to its end. A test plays the client by `leave`, `half_close`, `stall` and `flow`.
+in the list, more bytes than announced. Calls after the end, and after the client has gone, are ignored. A test plays the
+client by `leave`, `stall` and `flow`.
 """
 
 from __future__ import annotations
@@ -79,15 +79,10 @@ class FakeResponder:
     # --- the client ----------------------------------------------------------------------------------------------------
 
     def leave(self) -> None:
-        """The client goes; the handler still has to end."""
-        if not self.finished:
-            self.gone = True
-            self.half_close()
-
-    def half_close(self) -> None:
-        """The client closes its sending side: it counts as gone, and receives all the same."""
+        """The client goes, which ends the request."""
         if self.finished:
             return
+        self.gone = self.finished = True
         callback, self.on_gone = self.on_gone, None
         if callback is not None:
             callback()
@@ -99,7 +94,7 @@ class FakeResponder:
     def flow(self) -> None:
         """The client takes more again."""
         self.wants_more = True
-        if self.on_ready is not None and not self.finished and not self.gone:
+        if self.on_ready is not None and not self.finished:
             self.on_ready()
 
     # --- the contract --------------------------------------------------------------------------------------------------
@@ -204,8 +199,7 @@ class FakeResponder:
             return
         if self.length is not None and self._received_bytes > self.length:
             raise ContractBroken(f"{self._received_bytes} bytes of a body of {self.length}")
-        if not self.gone:
-            self.parts.append(bytes(chunk))
+        self.parts.append(bytes(chunk))
 
     @staticmethod
     def _check(headers: HeaderList) -> None:

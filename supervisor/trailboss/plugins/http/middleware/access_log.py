@@ -1,8 +1,8 @@
 """One record for each answer, with RoadRunner's keys, or one line in the `common` or `combined` format.
 
 The record is built when the answer ends, and only where records of level info go anywhere; that is asked at the beginning
-of each request, and where they do not, the request passes through as if this file did not exist. A request that is given up
-before its answer began, because the client has left, is logged with status 499, as nginx does.
+of each request, and where they do not, the request passes through as if this file did not exist. A client that leaves
+before its answer began is logged with status 499, as nginx does.
 
 Times: `start` and `request_time` are unix nanoseconds, like `ts`; `elapsed` is in whole milliseconds.
 """
@@ -58,7 +58,7 @@ class AccessLog:
 
         return handle
 
-    def _write_short(self, request: Request, status: int, sent_bytes: int) -> None:
+    def _write_short(self, request: Request, status: int, read_bytes: int, sent_bytes: int) -> None:
         elapsed_seconds = max(0.0, self._services.clock() - request.started)
         self._services.access_log(
             "http log",
@@ -67,14 +67,14 @@ class AccessLog:
             URI=request.target,
             URL=_url(request),
             remote_address=_remote_address(request),
-            read_bytes=request.body.size,
+            read_bytes=read_bytes,
             write_bytes=sent_bytes,
             start=time.time_ns() - int(elapsed_seconds * 1e9),
             elapsed=int(elapsed_seconds * 1e3),
             **({"request_id": request.id} if request.id else {}),
         )
 
-    def _write_long(self, request: Request, status: int, sent_bytes: int) -> None:
+    def _write_long(self, request: Request, status: int, read_bytes: int, sent_bytes: int) -> None:
         elapsed_seconds = max(0.0, self._services.clock() - request.started)
         now_ns = time.time_ns()
         self._services.access_log(
@@ -85,48 +85,67 @@ class AccessLog:
             URL=_url(request),
             remote_address=_remote_address(request),
             query=request.query,
-            content_len=request.body.size,
+            content_len=read_bytes,
             host=request.host,
             user_agent=_text(request, b"user-agent"),
             referer=_text(request, b"referer"),
             time_local=_local_time(now_ns // 1_000_000_000),
             request_time=now_ns,
-            read_bytes=request.body.size,
+            read_bytes=read_bytes,
             write_bytes=sent_bytes,
             start=now_ns - int(elapsed_seconds * 1e9),
             elapsed=int(elapsed_seconds * 1e3),
             **({"request_id": request.id} if request.id else {}),
         )
 
-    def _write_common(self, request: Request, status: int, sent_bytes: int) -> None:
+    def _write_common(self, request: Request, status: int, read_bytes: int, sent_bytes: int) -> None:
         self._services.access_log(_common_line(request, status, sent_bytes))
 
-    def _write_combined(self, request: Request, status: int, sent_bytes: int) -> None:
+    def _write_combined(self, request: Request, status: int, read_bytes: int, sent_bytes: int) -> None:
         referer, agent = _text(request, b"referer") or "-", _text(request, b"user-agent") or "-"
         line = _common_line(request, status, sent_bytes)
         self._services.access_log(f'{line} "{_escape(referer)}" "{_escape(agent)}"')
 
 
+_Write = Callable[[Request, int, int, int], None]
+"""Takes a request, the status of its answer, and the bytes of both bodies."""
+
+
 class _LoggedResponder(ResponderWrapper):
     """Counts one answer."""
 
-    __slots__ = ("_bodiless", "_request", "_sent_bytes", "_status", "_write")
+    __slots__ = ("_bodiless", "_on_gone", "_read_bytes", "_request", "_sent_bytes", "_status", "_write")
 
-    def __init__(
-        self, inner: Responder, request: Request, write: Callable[[Request, int, int], None]
-    ) -> None:
+    def __init__(self, inner: Responder, request: Request, write: _Write) -> None:
         self.inner = inner
         self._request = request
         #: None as soon as the record is written.
-        self._write: Callable[[Request, int, int], None] | None = write
+        self._write: _Write | None = write
+        self._read_bytes = request.body.size  # the body is let go before the record is written
         self._status = 0
         self._sent_bytes = 0
         self._bodiless = request.method == "HEAD"
+        self._on_gone: Callable[[], None] | None = None
+        inner.on_gone = self._gone
+
+    @property
+    def on_gone(self) -> Callable[[], None] | None:
+        """Called when the client has gone before the end."""
+        return self._on_gone
+
+    @on_gone.setter
+    def on_gone(self, callback: Callable[[], None] | None) -> None:
+        self._on_gone = callback
+
+    def _gone(self) -> None:
+        self._log(self._status or CLIENT_GONE, self._sent_bytes)
+        if self._on_gone is not None:
+            self._on_gone()
 
     def _log(self, status: int, sent_bytes: int) -> None:
         write, self._write = self._write, None
         if write is not None:
-            write(self._request, status, sent_bytes)
+            write(self._request, status, self._read_bytes, sent_bytes)
 
     def head(self, status: int, headers: HeaderList, *, length: int | None = None) -> None:
         """Remember the status."""

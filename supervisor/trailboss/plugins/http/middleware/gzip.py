@@ -69,7 +69,6 @@ class _CompressedResponder(ResponderWrapper):
         "_coding",
         "_compressor",
         "_ended",
-        "_ignores_pressure",
         "_on_gone",
         "_on_ready",
         "_pieces",
@@ -87,7 +86,6 @@ class _CompressedResponder(ResponderWrapper):
         #: What waits to be compressed: bytes, or (descriptor, offset, count).
         self._pieces: deque[memoryview | tuple[int, int, int]] = deque()
         self._scheduled = False
-        self._ignores_pressure = False
         self._ended = False
         self._trailers: HeaderList = ()
         self._on_ready: Callable[[], None] | None = None
@@ -244,7 +242,7 @@ class _CompressedResponder(ResponderWrapper):
         self._schedule()
 
     def _schedule(self) -> None:
-        if not self._scheduled and self._pieces and (self._ignores_pressure or self.inner.wants_more):
+        if not self._scheduled and self._pieces and self.inner.wants_more:
             self._scheduled = True
             self._call_soon(self._pump)
 
@@ -312,18 +310,9 @@ class _CompressedResponder(ResponderWrapper):
             self._on_ready()
 
     def _gone(self) -> None:
-        """Tell the handler behind; what waits here still has to come to its end, for the client may only have closed
-        its sending side."""
+        self._drop()
         if self._on_gone is not None and not self._ended:
             self._on_gone()
-        if not self._pieces or self.inner.wants_more:
-            return
-        if any(not isinstance(piece, memoryview) for piece in self._pieces):
-            self._drop()
-            self.inner.abort()  # nobody may be reading any more, and a file has no bound that memory could hold
-        else:
-            self._ignores_pressure = True
-            self._schedule()
 
 
 def make_gzip(config: HttpConfig, services: MiddlewareServices) -> Compression:

@@ -56,7 +56,7 @@ class _SendFileResponder(ResponderWrapper):
     @property
     def finished(self) -> bool:  # type: ignore[override]
         """Whether the handler behind has said everything; the file may have been sent before that."""
-        return self._ended or (not self._replaced and self.inner.finished)
+        return self._ended or self.inner.finished
 
     def respond(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Send the file that is named, else the answer."""
