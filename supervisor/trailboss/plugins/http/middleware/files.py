@@ -68,7 +68,7 @@ def decode_path(path: str) -> bytes | PathProblem:
     try:
         raw = path.encode("latin-1")
     except UnicodeEncodeError:
-        raw = path.encode("utf-8", "surrogateescape")
+        return PathProblem.NOT_A_FILE  # a target is bytes, so no front makes such a path
     decoded = unquote_to_bytes(raw) if b"%" in raw else raw
     if b"\0" in decoded:
         return PathProblem.TRAVERSAL
