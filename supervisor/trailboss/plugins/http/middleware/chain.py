@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib import metadata
 from typing import Final
 
@@ -175,10 +176,16 @@ class _ShieldedResponder(ResponderWrapper):
         except Exception:
             self._broken = True
             log.exception("a middleware failed while a request was answered", middleware=self._name)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        for give_up in (partial(self.inner.fail, 500, "a middleware failed"), self.inner.abort):
             try:
-                self.inner.fail(500, "a middleware failed")
+                give_up()
             except Exception:
                 log.exception("a middleware failed while it was told to give up", middleware=self._name)
+            if self.inner.finished:
+                return
 
     def inform(self, status: int, headers: HeaderList) -> None:
         """Pass on an interim answer."""
