@@ -407,7 +407,7 @@ class Connection:
             self._read_ahead(data)
         elif waiting is Waiting.DEPARTURE:
             pass
-        elif not self._buffer and data.find(b"\r\n\r\n") == len(data) - 4 and data[0] != 13:
+        elif not self._buffer and 0 < data.find(b"\r\n\r\n") == len(data) - 4 and data[0] != 13:
             self._on_head(data)
         else:
             self._buffer += data

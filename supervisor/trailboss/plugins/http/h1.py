@@ -118,6 +118,11 @@ class HeadParser:
         if line is None:
             raise _bad_request_line(head)
         method_bytes, target_bytes, minor = line.groups()
+        method = _METHODS.get(method_bytes)
+        if method is None:
+            if method_bytes == b"CONNECT":
+                raise Refusal(501, "CONNECT is for proxies")
+            method = method_bytes.decode("ascii")
         if line.end() - 2 > self._limits.request_line_bytes:
             raise Refusal(414, "the request line is too long")
         if b"\r\n " in head or b"\r\n\t" in head:
@@ -139,7 +144,7 @@ class HeadParser:
         if self.length and method_bytes == b"TRACE":
             raise Refusal(400, "a TRACE request with a body")
         return Request(
-            _METHODS.get(method_bytes) or method_bytes.decode("ascii"),
+            method,
             target,
             path,
             query,
@@ -166,8 +171,7 @@ class HeadParser:
         except httptools.HttpParserInvalidMethodError:
             raise Refusal(501, "the method is not known") from None
         except httptools.HttpParserError as error:
-            text = str(error)
-            raise Refusal(501 if text.startswith("Invalid method") else 400, text) from None
+            raise _refusal_of(str(error)) from None
         headers = collected.copy()
         if len(headers) > self._limits.header_count:
             raise Refusal(431, "too many headers")
@@ -248,14 +252,20 @@ class HeadParser:
             if method != b"OPTIONS":
                 raise Refusal(400, "the target * belongs to OPTIONS")
             return "*", "", None
-        if method == b"CONNECT":
-            raise Refusal(501, "CONNECT is for proxies")
         found = _ABSOLUTE_FORM.fullmatch(target)
         if found is None:
             raise Refusal(400, "a target that is neither a path nor an http URL")
         authority = check_authority(found[2])
         path, _, query = (found[3] or b"/").decode("ascii").partition("?")
         return path or "/", query, authority
+
+
+def _refusal_of(llhttp_reason: str) -> Refusal:
+    if llhttp_reason.startswith("Invalid method"):
+        return Refusal(501, "the method is not known")
+    if "overflow" in llhttp_reason:  # of a Content-Length above 64 bits
+        return Refusal(413, "the body is larger than http.max_request_size")
+    return Refusal(400, llhttp_reason)
 
 
 def check_authority(value: bytes) -> str:
