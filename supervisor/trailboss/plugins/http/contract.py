@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from trailboss.config.schema import HttpConfig
 from trailboss.log import logger
+from trailboss.plugins.http.connection import failure
 from trailboss.plugins.http.message import HeaderList, Middleware, Responder
 
 __all__ = [
@@ -180,7 +181,7 @@ class ResponderWrapper(_Base):
 
 
 class HeaderEditor(ResponderWrapper):
-    """A wrapper that changes the headers of the final answer and nothing else."""
+    """A wrapper that changes the headers of the final answer and nothing else; also where the server itself answers."""
 
     __slots__ = ()
 
@@ -195,3 +196,11 @@ class HeaderEditor(ResponderWrapper):
     def respond(self, status: int, headers: HeaderList, body: bytes) -> None:
         """Pass on a whole answer with its headers edited."""
         self.inner.respond(status, self.edit(status, headers), body)
+
+    def fail(self, status: int, reason: str, *, retry_after: int | None = None, close: bool = False) -> None:
+        """Pass on an answer of the server itself with its headers edited, unless it ends the connection."""
+        if close or self.inner.started:
+            self.inner.fail(status, reason, retry_after=retry_after, close=close)
+        else:
+            headers, body = failure(reason, retry_after)
+            self.respond(status, headers, body)

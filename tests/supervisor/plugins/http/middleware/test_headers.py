@@ -231,6 +231,26 @@ def test_vary() -> None:
     assert with_vary([(b"Vary", b"")], b"Origin") == [(b"Vary", b"Origin")]
 
 
+def test_the_servers_own_answers_have_them_too() -> None:
+    """A script may read why it was refused, and the id to ask for; one that ends the connection goes out as it is."""
+    config = HeadersConfig(response={"X-Said": "1"}, cors=CorsConfig())
+    for middleware, expected in (
+        (ConfiguredHeaders(config), {(b"X-Said", b"1"), (b"Access-Control-Allow-Origin", b"*")}),
+        (RequestIds(), {(b"X-Request-Id", b"abc")}),
+    ):
+        bench = MiddlewareBench(lambda services, middleware=middleware: middleware)
+        asked = [ORIGIN, (b"X-Request-Id", b"abc")]
+        client = bench.begin(make_request(headers=asked))
+        bench.responder.fail(503, "queue full", retry_after=1)
+        assert (client.status, client.body) == (503, b"queue full\n")
+        assert {*expected, (b"trailboss-reason", b"queue full"), (b"Retry-After", b"1")} <= set(
+            client.headers
+        )
+        client = bench.begin(make_request(headers=asked))
+        bench.responder.fail(503, "draining", close=True)
+        assert client.failure == (503, "draining", None, True)
+
+
 def test_request_ids() -> None:
     """A sensible id is kept, anything else replaced; worker, log and client see the same one."""
     bench = MiddlewareBench(
