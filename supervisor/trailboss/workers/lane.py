@@ -46,13 +46,27 @@ if TYPE_CHECKING:
     from trailboss.reactor import Reactor
     from trailboss.workers.pool import Pool
 
-__all__ = ["MOVES_MAX", "Breach", "Exec", "Lane", "LaneOwner", "OnPart", "Ticket", "request_header"]
+__all__ = [
+    "MOVES_MAX",
+    "Breach",
+    "Exec",
+    "FileBody",
+    "Lane",
+    "LaneOwner",
+    "OnPart",
+    "Ticket",
+    "request_header",
+]
 
 log = logger("server")
 
 READ_SIZE = 65536
 #: Checked answer headers and built request headers that are remembered; both are cleared when full.
 HEADER_CACHE_MAX = 4096
+#: Headers of longer payloads are not remembered; a body in a file is longer than that.
+SMALL_PAYLOAD_MAX = 1 << 20
+#: So much of a body in a file is read and sent at a time.
+FILE_PIECE_SIZE = 1 << 18
 #: A frame that has begun must have its 12 header bytes within this time, else it is stray text.
 STRAY_SECONDS_MAX = 1.0
 #: A worker that closed its standard input while its request was being sent may still answer within this time.
@@ -86,9 +100,10 @@ def request_header(flags: int, context_length: int, payload_length: int) -> byte
             raise OverflowError(f"a frame cannot hold {payload_length} bytes")
         front = _pack_front(0x14, flags, payload_length)
         header = front + _pack_rest(zlib.crc32(front), 0, 0, context_length)
-        if len(_request_headers) >= HEADER_CACHE_MAX:
-            _request_headers.clear()
-        _request_headers[key] = header
+        if payload_length <= SMALL_PAYLOAD_MAX:
+            if len(_request_headers) >= HEADER_CACHE_MAX:
+                _request_headers.clear()
+            _request_headers[key] = header
     return header
 
 
@@ -106,6 +121,38 @@ class Breach:
         self.hint = hint
 
 
+class FileBody:
+    """A body of more than SMALL_PAYLOAD_MAX bytes in a file, read as it is sent, so that it never lies in memory.
+
+    It has a descriptor of its own; whoever made it closes it when the exec has its outcome, not before.
+    """
+
+    __slots__ = ("_fd", "_size")
+
+    def __init__(self, fd: int, size: int) -> None:
+        """Duplicate `fd`. Raises OSError, and ValueError for a body that belongs into memory."""
+        if size <= SMALL_PAYLOAD_MAX:
+            raise ValueError(f"a body of {size} bytes is sent from memory")
+        self._fd = os.dup(fd)
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def piece(self, offset: int) -> bytes:
+        """What follows `offset`, at least a byte. Raises OSError, also for a file that is shorter than it was."""
+        data = os.pread(self._fd, min(FILE_PIECE_SIZE, self._size - offset), offset)
+        if not data:
+            raise OSError("the file is shorter than it was")
+        return data
+
+    def close(self) -> None:
+        """Close the descriptor; may be called again."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+
 class Exec:
     """One payload that waits or runs. Only the pool's queue and the unusual paths need an object of it."""
 
@@ -117,7 +164,9 @@ class Exec:
     paused = False
     cancelled = False
 
-    def __init__(self, context: bytes, body: bytes, flags: int, on_outcome: OnOutcome, label: str) -> None:
+    def __init__(
+        self, context: bytes, body: bytes | FileBody, flags: int, on_outcome: OnOutcome, label: str
+    ) -> None:
         self.context = context
         self.body = body
         self.flags = flags
@@ -140,7 +189,7 @@ class Ticket(Exec):
         self,
         pool: Pool,
         context: bytes,
-        body: bytes,
+        body: bytes | FileBody,
         flags: int,
         on_outcome: OnOutcome,
         label: str,
@@ -218,11 +267,14 @@ class Lane:
         "_deaf",
         "_decoder",
         "_expiry",
+        "_file",
+        "_file_position",
         "_owner",
         "_pending",
         "_pool",
         "_reactor",
         "_stray_since",
+        "_tail",
         "asked_to_stop",
         "closed",
         "current",
@@ -263,7 +315,11 @@ class Lane:
         self._decoder = decoder if decoder is not None else FrameDecoder(payload_cap)
         #: The decoder holds no byte of an unfinished frame.
         self._clean = not self._decoder.buffered
+        #: What is left of a frame that is being sent: this, then the rest of the file, then the tail.
         self._pending: memoryview | None = None
+        self._file: FileBody | None = None
+        self._file_position = 0
+        self._tail = b""
         #: Its entry in the wheel, None while there is none.
         self._expiry: _Expiry | None = None
         #: It has closed its standard input: this exec is its last.
@@ -302,6 +358,7 @@ class Lane:
         if not self.closed:
             self.closed = True
             self._pending = None
+            self._file = None
             if self._expiry is not None:
                 self._expiry.lane = None
             self._reactor.unregister(self.read_fd)
@@ -326,7 +383,9 @@ class Lane:
             except (OverflowError, struct.error) as error:
                 self._refuse_unsendable(exec_, error)
                 return True
-        frame = header + context + body
+            if type(body) is FileBody:
+                return self._start_file(exec_, header + context, body)
+        frame = header + context + body  # type: ignore[operator] # the header of a file is never a remembered one
         self.current = exec_
         self.started_at = now = self._reactor.now
         try:
@@ -345,6 +404,32 @@ class Lane:
             if self._expiry is None:
                 self._expiry = _Expiry(self)
                 self._reactor.wheel.add(self.deadline, self._expiry)
+        return True
+
+    def _start_file(self, exec_: Exec, head: bytes, body: FileBody) -> bool:
+        """`start` for a body that is read while it is sent."""
+        self.current = exec_
+        self.started_at = now = self._reactor.now
+        try:
+            sent = os.write(self.write_fd, head)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.current = None
+            self._break(Breach("closed its pipes", f"cannot write to the worker: {error.strerror}"))
+            return False
+        self._file = body
+        self._file_position = 0
+        self._reactor.want_write(self.write_fd, True)
+        if self.exec_ttl:
+            self.deadline = now + self.exec_ttl
+            if self._expiry is None:
+                self._expiry = _Expiry(self)
+                self._reactor.wheel.add(self.deadline, self._expiry)
+        if sent < len(head):
+            self._pending = memoryview(head)[sent:]
+        else:
+            self._read_on()
         return True
 
     def _refuse_unsendable(self, exec_: Exec, error: Exception) -> None:
@@ -385,13 +470,34 @@ class Lane:
             return
         if sent == len(pending):
             self._pending = None
-            self._reactor.want_write(self.write_fd, False)
+            if self._file is not None:
+                self._read_on()
+            elif self._tail:
+                self._pending, self._tail = memoryview(self._tail), b""
+            else:
+                self._reactor.want_write(self.write_fd, False)
         else:
             self._pending = pending[sent:]
+
+    def _read_on(self) -> None:
+        """The next piece of a body in a file; it is sent when the worker has room again."""
+        file = self._file
+        assert file is not None
+        try:
+            piece = file.piece(self._file_position)
+        except OSError as error:
+            self._break(Breach("internal error", f"a request's body could not be read: {error}"))
+            return
+        self._file_position += len(piece)
+        self._pending = memoryview(piece)
+        if self._file_position >= len(file):
+            self._file = None
 
     def _go_deaf(self, error: OSError) -> None:
         """It reads no more of its request. It may have answered early, then closed: that is read before judging."""
         self._pending = None
+        self._file = None
+        self._tail = b""
         self._deaf = True
         if self.read_fd == self.write_fd:
             self._reactor.want_write(self.write_fd, False)
@@ -640,7 +746,7 @@ class Lane:
             self._say(_STOP_FRAME)
         else:
             # It speaks before it has read its request: behind the rest of that.
-            self._pending = memoryview(bytes(pending) + _STOP_FRAME)
+            self._tail = _STOP_FRAME
         seconds = ticket.stream_timeout
         self.kill_after(
             ticket, seconds, f"it did not end its stream within {seconds:g} s of being told to stop"

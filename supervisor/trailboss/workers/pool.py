@@ -22,7 +22,7 @@ import trio
 
 from trailboss.config.schema import PoolConfig
 from trailboss.log import logger
-from trailboss.workers.lane import Exec, Lane, OnOutcome, OnPart, Ticket
+from trailboss.workers.lane import Exec, FileBody, Lane, OnOutcome, OnPart, Ticket
 from trailboss.workers.limits import Limits, RetireCause
 from trailboss.workers.outcome import (
     Answer,
@@ -224,7 +224,7 @@ class Pool:
     def submit(
         self,
         context: bytes,
-        body: bytes,
+        body: bytes | FileBody,
         flags: int,
         on_outcome: OnOutcome,
         label: str = "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trailboss.reactor import Reactor
-from trailboss.workers.lane import Breach, Exec, Lane, LaneOwner, Ticket
+from trailboss.workers.lane import Breach, Exec, FileBody, Lane, LaneOwner, Ticket, request_header
 from trailboss.workers.outcome import Answer, ExecTimeout, Outcome, SoftError
 from trailboss_worker.protocol.frames import (
     CONTROL,
@@ -497,3 +498,106 @@ def test_any_stream_in_any_pieces(bodies: list[bytes], piece: int, verdicts: lis
         assert scene.owner.breaches == []
     finally:
         scene.close()
+
+
+def file_body(content: bytes, missing: int = 0) -> FileBody:
+    """A body in a file, which lacks `missing` bytes."""
+    with tempfile.TemporaryFile() as file:
+        file.write(content[: len(content) - missing])
+        file.flush()
+        return FileBody(file.fileno(), len(content))
+
+
+def send_file(scene: Scene, body: FileBody) -> Ticket:
+    """An exec whose body is a file, on the idle lane."""
+    ticket = Ticket(scene.pool, b"ctx", body, 8, scene.outcomes.append, "POST /", scene.on_part)  # type: ignore[arg-type]
+    assert scene.lane.start(ticket)
+    return ticket
+
+
+def receive(scene: Scene, count: int) -> list[Frame]:
+    """The next frames that the worker gets, while the reactor sends what is left."""
+    decoder = FrameDecoder()
+    frames: list[Frame] = []
+    while len(frames) < count:
+        decoder.feed(scene.worker.recv(1 << 20))
+        frames += decoder.next_frames()
+        if scene.lane._pending is not None:
+            scene.lane.on_writable()
+    return frames
+
+
+def test_body_in_a_file(scene: Scene) -> None:
+    """A body in a file reaches the worker as the same frame, then the lane takes the next exec."""
+    scene.say(END)
+    content = os.urandom(1000) * 3000
+    body = file_body(content)
+    send_file(scene, body)
+    (frame,) = receive(scene, 1)
+    assert (frame.flags, frame.options) == (8, (3,))
+    assert frame.payload == b"ctx" + content
+    scene.say(END)
+    assert len(scene.outcomes) == 2
+    assert scene.pool.idle == [scene.lane, scene.lane]
+    assert scene.lane._file is None
+    body.close()
+    body.close()
+    scene.submit()
+
+
+def test_stop_behind_a_body_in_a_file(scene: Scene) -> None:
+    """A STOP waits for the end of the body that is being sent."""
+    scene.say(END)
+    body = file_body(bytes(3_000_000))
+    ticket = send_file(scene, body)
+    scene.say(part(b"1", HEAD))
+    ticket.cancel_stream(5.0)
+    frames = receive(scene, 2)
+    assert [(len(frame.payload), frame.stream) for frame in frames] == [(3_000_003, 0), (0, STOP)]
+    scene.say(END)
+    assert scene.owner.breaches == []
+    body.close()
+
+
+def test_file_that_got_shorter(scene: Scene) -> None:
+    """A file that cannot be read to its end costs the worker, which has half a frame."""
+    scene.say(END)
+    body = file_body(bytes(3_000_000), missing=1_000_000)
+    ticket = send_file(scene, body)
+    while not scene.lane.closed:
+        scene.worker.recv(1 << 20)
+        scene.lane.on_writable()
+    assert [breach.cause for breach in scene.owner.breaches] == ["internal error"]
+    assert scene.lane.current is ticket
+    body.close()
+
+
+def test_answer_before_the_file_was_read(scene: Scene) -> None:
+    """A worker that answers early is given up, as for any request; nothing more is read of the file."""
+    scene.say(END)
+    body = file_body(bytes(3_000_000))
+    send_file(scene, body)
+    scene.say(END)
+    assert len(scene.outcomes) == 2
+    assert [breach.cause for breach in scene.owner.breaches] == ["protocol violation"]
+    assert scene.lane._file is None
+    body.close()
+
+
+def test_worker_gone_before_the_file(scene: Scene) -> None:
+    """A worker that has closed its relay never saw the request: somebody else gets it."""
+    scene.say(END)
+    scene.worker.close()
+    body = file_body(bytes(2_000_000))
+    ticket = Ticket(scene.pool, b"ctx", body, 8, scene.outcomes.append, "", scene.on_part)  # type: ignore[arg-type]
+    assert scene.lane.start(ticket) is False
+    assert scene.lane.current is None
+    body.close()
+
+
+def test_small_body_is_no_file() -> None:
+    """What fits into memory is sent from there; headers of files are never among the remembered ones."""
+    with pytest.raises(ValueError, match="from memory"):
+        FileBody(0, 1 << 20)
+    assert request_header(8, 3, 2_000_000) is not request_header(8, 3, 2_000_000)
+    assert request_header(8, 3, 2000) is request_header(8, 3, 2000)

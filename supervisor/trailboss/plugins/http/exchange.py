@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from trailboss.config.schema import HttpConfig
 from trailboss.log import logger
@@ -40,7 +40,7 @@ from trailboss.plugins.http.forms import (
 from trailboss.plugins.http.message import Request, Responder
 from trailboss.plugins.http.uploads import Owner, UploadRules, Uploads
 from trailboss.reactor import Reactor
-from trailboss.workers.lane import OnOutcome, OnPart, Ticket
+from trailboss.workers.lane import SMALL_PAYLOAD_MAX, FileBody, OnOutcome, OnPart, Ticket
 from trailboss.workers.outcome import (
     Answer,
     ExecTimeout,
@@ -74,13 +74,13 @@ class PoolLike(Protocol):
     def submit(
         self,
         context: bytes,
-        body: bytes,
+        body: Any,
         flags: int,
         on_outcome: OnOutcome,
         label: str = "",
         on_part: OnPart | None = None,
     ) -> Ticket | None:
-        """Give one payload to a worker."""
+        """Give one payload to a worker. `body` is bytes or a FileBody; stand-ins may know bytes alone."""
 
 
 class Refusal:
@@ -191,7 +191,7 @@ class _Conversation:
         self.request = request
         self.responder = responder
         self.context = b""
-        self.body = b""
+        self.body: bytes | FileBody = b""
         self.ticket: Ticket | None = None
         self.uploads: Uploads | None = None
         #: The head of a stream, once it is out.
@@ -277,15 +277,20 @@ class _Conversation:
         self.submit(self._context(parsed=True, uploads=uploads.tree()), tree)
 
     def submit_body(self, context: bytes) -> None:
-        """Submit with the request's own body."""
+        """Submit with the request's own body; a long one in a file is not read into memory."""
+        source = self.request.body
+        body: bytes | FileBody
         try:
-            body = self.request.body.bytes()
+            if source.file is not None and source.size > SMALL_PAYLOAD_MAX:
+                body = FileBody(source.file, source.size)
+            else:
+                body = source.bytes()
         except OSError as error:
             self._spool_failed(error)
             return
         self.submit(context, body)
 
-    def submit(self, context: bytes, body: bytes) -> None:
+    def submit(self, context: bytes, body: bytes | FileBody) -> None:
         """Give it to the pool."""
         exchange, request = self.exchange, self.request
         self.context = context
@@ -506,3 +511,5 @@ class _Conversation:
         if uploads is not None:
             self.uploads = None
             uploads.remove()
+        if type(self.body) is FileBody:
+            self.body.close()

@@ -23,7 +23,7 @@ from trailboss.plugins.http.answer import (
 )
 from trailboss.plugins.http.exchange import Exchange
 from trailboss.plugins.http.message import HeaderList, Request, Responder
-from trailboss.workers.lane import OnOutcome, OnPart, Ticket
+from trailboss.workers.lane import FileBody, OnOutcome, OnPart, Ticket
 from trailboss.workers.outcome import Answer
 from trailboss_worker.protocol.errors import MessageError
 from trailboss_worker.protocol.frames import JSON, PROTO, RAW
@@ -97,7 +97,7 @@ class OneAnswer:
     def submit(
         self,
         context: bytes,
-        body: bytes,
+        body: bytes | FileBody,
         flags: int,
         on_outcome: OnOutcome,
         label: str = "",

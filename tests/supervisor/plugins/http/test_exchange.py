@@ -19,7 +19,7 @@ from trailboss.plugins.http.context import ContextWriter, canonical_name, decode
 from trailboss.plugins.http.exchange import Exchange
 from trailboss.plugins.http.message import Body, Request
 from trailboss.testing.fake_responder import Failure, FakeResponder
-from trailboss.workers.lane import Exec, Lane, OnOutcome, OnPart, Ticket
+from trailboss.workers.lane import FILE_PIECE_SIZE, Exec, FileBody, Lane, OnOutcome, OnPart, Ticket
 from trailboss.workers.outcome import (
     Answer,
     ExecFailed,
@@ -54,7 +54,7 @@ class PlayedPool:
     def submit(
         self,
         context: bytes,
-        body: bytes,
+        body: bytes | FileBody,
         flags: int,
         on_outcome: OnOutcome,
         label: str = "",
@@ -604,12 +604,32 @@ def test_body_from_a_file() -> None:
     body = spooled(b"x" * 100)
     scene.ask("POST", body=body)
     assert scene.pool.ticket.body == b"x" * 100
+    assert isinstance(scene.pool.ticket.body, bytes)
     body.size = 200
     with structlog.testing.capture_logs() as records:
         responder = scene.ask("POST", body=body)
     assert responder.failure == Failure(500, "internal error", None, False)
     assert len(records) == 1
     body.close()
+
+
+def test_long_body_from_a_file() -> None:
+    """A long body stays in its file, under a descriptor of its own that is closed with the outcome."""
+    before = len(os.listdir("/proc/self/fd"))
+    scene = Scene()
+    content = os.urandom(1000) * 2000
+    body = spooled(content)
+    responder = scene.ask("POST", body=body)
+    body.close()  # the front does that when the client goes
+    sent = scene.pool.ticket.body
+    assert isinstance(sent, FileBody)
+    assert len(sent) == 2_000_000
+    assert sent.piece(0) + sent.piece(FILE_PIECE_SIZE) == content[: 2 * FILE_PIECE_SIZE]
+    scene.pool.answer()
+    assert responder.complete
+    with pytest.raises(OSError, match="descriptor"):
+        sent.piece(0)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
