@@ -16,7 +16,7 @@ name is what users write in `http.middleware`. :mod:`trailboss.testing.check_htt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
@@ -28,6 +28,7 @@ from trailboss.plugins.http.message import HeaderList, Middleware, Responder
 __all__ = [
     "GROUP",
     "HeaderEditor",
+    "LineSink",
     "LogSink",
     "MiddlewareError",
     "MiddlewareFactory",
@@ -61,6 +62,13 @@ class LogSink(Protocol):
         """Write one record at level info on the channel `http`."""
 
 
+class LineSink(Protocol):
+    """Where access log records go that are JSON already."""
+
+    def __call__(self, records: Sequence[tuple[str, str]], /) -> object:
+        """Write records at level info on the channel `http`: message, and fields as an object of JSON in ASCII."""
+
+
 def _no_sections(name: str, section: type[T], /) -> T | None:
     return None
 
@@ -87,6 +95,8 @@ class MiddlewareServices:
     access_log: LogSink = _log_access
     #: Sections that third parties have declared in the group ``trailboss.plugin_sections``.
     section: Sections = _no_sections
+    #: The quick way for access log records, many at a time; None: they go to `access_log` one by one.
+    access_lines: LineSink | None = None
 
 
 class MiddlewareFactory(Protocol):

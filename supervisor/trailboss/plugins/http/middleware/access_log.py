@@ -4,6 +4,9 @@ The record is built when the answer ends, and only where records of level info g
 of each request, and where they do not, the request passes through as if this file did not exist. A client that leaves
 before its answer began is logged with status 499, as nginx does.
 
+Where the log takes it, a record is written as JSON right here: the text of a known record costs a tenth of what a general
+encoder needs for it, and the records of one batch of the reactor are handed over together.
+
 Times: `start` and `request_time` are unix nanoseconds, like `ts`; `elapsed` is in whole milliseconds.
 """
 
@@ -14,6 +17,7 @@ import time
 from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
+from json.encoder import encode_basestring_ascii as _quote
 from typing import Final
 
 from trailboss.config.schema import HttpConfig
@@ -23,6 +27,8 @@ from trailboss.plugins.http.message import Handler, HeaderList, Request, Respond
 __all__ = ["AccessLog", "Style", "make_access_log"]
 
 CLIENT_GONE: Final = 499
+#: Longest text of one field taken from a header, in characters.
+_TEXT_LENGTH_MAX: Final = 8192
 _UNSAFE: Final = re.compile(r'[\x00-\x1f"\\\x7f-\U0010ffff]')
 
 
@@ -40,9 +46,12 @@ class AccessLog:
 
     def __init__(self, style: Style, services: MiddlewareServices) -> None:
         self._services = services
+        #: Records of this batch: message and fields.
+        self._waiting: list[tuple[str, str]] = []
+        is_quick = services.access_lines is not None
         self._write = {
-            Style.SHORT: self._write_short,
-            Style.LONG: self._write_long,
+            Style.SHORT: self._queue_short if is_quick else self._write_short,
+            Style.LONG: self._queue_long if is_quick else self._write_long,
             Style.COMMON: self._write_common,
             Style.COMBINED: self._write_combined,
         }[style]
@@ -97,6 +106,49 @@ class AccessLog:
             elapsed=int(elapsed_seconds * 1e3),
             **({"request_id": request.id} if request.id else {}),
         )
+
+    def _queue_short(self, request: Request, status: int, read_bytes: int, sent_bytes: int) -> None:
+        """As `_write_short`, written as JSON here."""
+        elapsed_seconds = self._services.clock() - request.started
+        if elapsed_seconds < 0.0:
+            elapsed_seconds = 0.0
+        target = _quote(request.target)
+        self._queue(
+            "http log",
+            f'{{"status":{status},"method":{_quote(request.method)},"URI":{target},'
+            f'"URL":{target if request.target[:1] == "/" else _quote(_url(request))},'
+            f'"remote_address":{_quote(_remote_address(request))},"read_bytes":{read_bytes},'
+            f'"write_bytes":{sent_bytes},"start":{time.time_ns() - int(elapsed_seconds * 1e9)},'
+            f'"elapsed":{int(elapsed_seconds * 1e3)}{_quoted_id(request)}}}',
+        )
+
+    def _queue_long(self, request: Request, status: int, read_bytes: int, sent_bytes: int) -> None:
+        """As `_write_long`, written as JSON here."""
+        elapsed_seconds = max(0.0, self._services.clock() - request.started)
+        now_ns = time.time_ns()
+        self._queue(
+            "http access log",
+            f'{{"status":{status},"method":{_quote(request.method)},"URI":{_quote(request.target)},'
+            f'"URL":{_quote(_url(request))},"remote_address":{_quote(_remote_address(request))},'
+            f'"query":{_quote(request.query)},"content_len":{read_bytes},"host":{_quote(request.host)},'
+            f'"user_agent":{_quote(_text(request, b"user-agent"))},'
+            f'"referer":{_quote(_text(request, b"referer"))},'
+            f'"time_local":"{_local_time(now_ns // 1_000_000_000)}","request_time":{now_ns},'
+            f'"read_bytes":{read_bytes},"write_bytes":{sent_bytes},'
+            f'"start":{now_ns - int(elapsed_seconds * 1e9)},"elapsed":{int(elapsed_seconds * 1e3)}'
+            f"{_quoted_id(request)}}}",
+        )
+
+    def _queue(self, message: str, fields: str) -> None:
+        waiting = self._waiting
+        waiting.append((message, fields if "\x7f" not in fields else fields.replace("\x7f", "\\u007f")))
+        if len(waiting) == 1:
+            self._services.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting and self._services.access_lines is not None:
+            self._services.access_lines(waiting)
 
     def _write_common(self, request: Request, status: int, read_bytes: int, sent_bytes: int) -> None:
         self._services.access_log(_common_line(request, status, sent_bytes))
@@ -187,7 +239,13 @@ class _LoggedResponder(ResponderWrapper):
         self._log(self._status or CLIENT_GONE, self._sent_bytes)
 
 
+def _quoted_id(request: Request) -> str:
+    return f',"request_id":{_quote(request.id)}' if request.id else ""
+
+
 def _url(request: Request) -> str:
+    if request.target[:1] == "/":
+        return request.target
     return f"{request.path}?{request.query}" if request.query else request.path
 
 
@@ -201,7 +259,7 @@ def _remote_address(request: Request) -> str:
 
 def _text(request: Request, name: bytes) -> str:
     value = request.header(name)
-    return "" if value is None else value.decode("utf-8", "backslashreplace")
+    return "" if value is None else value[:_TEXT_LENGTH_MAX].decode("utf-8", "backslashreplace")
 
 
 def _common_line(request: Request, status: int, sent_bytes: int) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from trailboss.config.schema import HttpConfig
+from trailboss.plugins.http.contract import MiddlewareServices
 from trailboss.plugins.http.message import Body
 from trailboss.plugins.http.middleware.access_log import AccessLog, Style, make_access_log
 from trailboss.testing.check_http_middleware import MiddlewareBench, make_request
@@ -167,3 +171,77 @@ def test_every_end_is_logged_once() -> None:
     client.leave()
     bench.responder.end()
     assert [fields["status"] for _, fields in bench.records] == [503, 200, 206, 499, 200]
+
+
+HOSTILE = [
+    '/a"b\\c',
+    "/line\r\nbreak",
+    "/\x00\x1b[31m\x7f",
+    "/\u2028\u202e",
+    "/é日本",
+    "/" + "a" * 9000,
+    "http://x/y?z=1",
+    "*",
+]
+
+
+def in_lines(style: Style, send: Callable[[MiddlewareBench], None]) -> list[tuple[str, str]]:
+    """Return the records that the quick way hands over."""
+    lines: list[tuple[str, str]] = []
+
+    def make(services: MiddlewareServices) -> AccessLog:
+        return AccessLog(style, replace(services, access_lines=lines.extend))
+
+    bench = MiddlewareBench(make)
+    send(bench)
+    assert bench.records == []
+    return lines
+
+
+@pytest.mark.parametrize("style", [Style.SHORT, Style.LONG])
+@pytest.mark.parametrize("target", HOSTILE)
+def test_the_quick_way_says_the_same(style: Style, target: str) -> None:
+    """Key by key in the same order; one line of ASCII, whatever a client wrote."""
+    headers = [
+        (b"User-Agent", b'"},{\r\n\x7f\xff' + b"x" * 20_000),
+        (b"Referer", target.encode("utf-8", "replace")),
+    ]
+
+    def send(bench: MiddlewareBench) -> None:
+        request = make_request(target, "POST", headers, b"body", started=99.9)
+        request.id = "id-1"
+        bench.begin(request)
+        bench.responder.respond(404, [], b"no")
+        bench.settle()
+
+    ((message, fields),) = in_lines(style, send)
+    slow = bench_for(style)
+    send(slow)
+    ((expected_message, expected),) = slow.records
+    assert message == expected_message
+    assert fields.isascii()
+    assert not re.search("[\x00-\x1f\x7f]", fields)
+    parsed = json.loads(fields)
+    assert list(parsed) == list(expected)
+    for key in ("start", "request_time", "time_local"):
+        parsed.pop(key, None), expected.pop(key, None)
+    assert parsed == expected
+
+
+def test_a_batch_is_handed_over_together() -> None:
+    """Nothing waits longer than the batch of the reactor it came from."""
+    turns: list[int] = []
+
+    def send(bench: MiddlewareBench) -> None:
+        for number in range(3):
+            bench.begin(make_request(f"/{number}"))
+            bench.responder.respond(200, [], b"")
+        turns.append(len(bench.soon))
+        bench.settle()
+        bench.begin(make_request("/3"))
+        bench.responder.respond(200, [], b"")
+        bench.settle()
+
+    lines = in_lines(Style.SHORT, send)
+    assert turns == [1]
+    assert [json.loads(fields)["URI"] for _, fields in lines] == ["/0", "/1", "/2", "/3"]
