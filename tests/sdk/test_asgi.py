@@ -237,6 +237,14 @@ def test_trailers(start):
     }
 
 
+def test_announced_trailers(start):
+    """Where the header Trailer is there from the beginning the body need not wait; they go with the last frame."""
+    answer = ask(start(), f"{HOST}/announced-trailers")
+    assert answer.parts == [b"a", b"b", b""]
+    assert answer.headers == {"trailer": ["x-sum"]}
+    assert answer.last_headers == {"x-sum": ["2"]}
+
+
 def test_sending_a_path(start):
     """A file is sent by its name: in large parts with its length, a small one at once."""
     worker = start()

@@ -20,7 +20,8 @@ STOP_FRAME = encode_frame(b"", stream=STOP)
 
 @dataclass
 class Answer:
-    """A whole answer: `parts` are the bodies of its frames, `informed` the interim answers before it."""
+    """A whole answer: `parts` are the bodies of its frames, `informed` the interim answers before it, `last_headers`
+    those of a later context, which are trailers."""
 
     status: int = 0
     headers: dict[str, list[str]] = field(default_factory=dict)
@@ -28,6 +29,7 @@ class Answer:
     flags: list[int] = field(default_factory=list)
     pings: int = 0
     informed: list[tuple[int, dict[str, list[str]]]] = field(default_factory=list)
+    last_headers: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def body(self) -> bytes:
@@ -76,6 +78,10 @@ def add_frame(answer: Answer, frame: Frame) -> bool:
             return True
         answer.status = head.status
         answer.headers = headers
+    elif head is not None:
+        answer.last_headers = {
+            name: [value.decode("utf-8") for value in values] for name, values in head.headers.items()
+        }
     answer.parts.append(body)
     answer.flags.append(frame.flags)
     return bool(frame.stream & STREAM)

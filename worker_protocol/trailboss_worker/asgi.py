@@ -102,7 +102,7 @@ def _settle_memory() -> None:
 
 
 class AsyncRelay(Relay):
-    """A relay whose `send` never blocks: what the kernel does not take at once follows, and `drain` waits for it."""
+    """A relay that never blocks: what the kernel does not take at once follows, and `drain` waits for it."""
 
     __slots__ = ("_drained", "_was_blocking", "unsent")
 
@@ -111,6 +111,8 @@ class AsyncRelay(Relay):
         self.unsent: list[bytes] = []
         self._drained: asyncio.Future[None] | None = None
         self._was_blocking = os.get_blocking(self.write_fd)
+        # Reading too: what made the descriptor readable may have been read by the time its callback runs.
+        os.set_blocking(self.read_fd, False)
         os.set_blocking(self.write_fd, False)
 
     def send(self, *parts: bytes) -> None:
@@ -132,6 +134,7 @@ class AsyncRelay(Relay):
     def close(self) -> None:
         """Close both descriptors; a second call does nothing."""
         if self.write_fd != -1 and self._was_blocking:
+            os.set_blocking(self.read_fd, True)
             os.set_blocking(self.write_fd, True)
         super().close()
 
@@ -265,7 +268,18 @@ class Exchange:
     """One request and its answer: `receive` and `send` of the application."""
 
     __slots__ = (
-        *("_begun", "_body", "_contexts", "_dialect", "_end", "_gateway", "_gone", "_held", "_line"),
+        *(
+            "_awaits_trailers",
+            "_begun",
+            "_body",
+            "_contexts",
+            "_dialect",
+            "_end",
+            "_gateway",
+            "_gone",
+            "_held",
+            "_line",
+        ),
         *("_over", "_relay", "_scope", "_start", "_trailers"),
     )
 
@@ -291,7 +305,10 @@ class Exchange:
         self._over = False  # the answer is complete, as far as it will ever be
         self._gone = False  # the client did not wait for it
         self._end: asyncio.Future[None] | None = None  # somebody waits for either of them
-        self._held: list[bytes] | None = None  # the body, where trailers will follow it
+        self._awaits_trailers = False
+        self._held: list[bytes] | None = (
+            None  # the body, where trailers will follow that are not announced yet
+        )
         self._trailers: list[tuple[bytes, bytes]] = []
 
     async def receive(self) -> Message:
@@ -318,9 +335,11 @@ class Exchange:
         elif kind == "http.response.start":
             if self._start is not None or self._begun:
                 raise RuntimeError("a second http.response.start")
-            if message.get("trailers", False):
-                self._held = []
             self._start = message
+            if message.get("trailers", False):
+                self._awaits_trailers = True
+                names = {bytes(name).lower() for name, _ in message.get("headers", ())}
+                self._held = None if b"trailer" in names else []
         elif kind == "http.response.early_hint":
             self._send_early_hint(message["links"])
         elif kind == "http.response.pathsend":
@@ -375,6 +394,8 @@ class Exchange:
         if self._held is not None:
             self._held.append(body)
             return
+        if self._awaits_trailers:
+            more = True  # the answer ends with them
         if not more and len(body) <= WHOLE_BYTES_MAX:
             if self._begun:
                 self._finish(b"", body, 0)
@@ -419,20 +440,25 @@ class Exchange:
         self._finish(b"", b"", 0)
 
     def _take_trailers(self, message: Message) -> None:
-        """HTTP trailers are headers of the context that its header Trailer names, so they go with the head."""
-        if self._held is None:
+        """HTTP trailers are headers of a context that the header Trailer of the first one names.
+
+        An answer that is on its way already has them in its last context, one that was held back in its only one.
+        """
+        if not self._awaits_trailers:
             raise RuntimeError("http.response.trailers were not announced by http.response.start")
         self._trailers += [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
         if message.get("more_trailers", False):
             return
-        body = b"".join(self._held)
-        self._held = None
+        if self._begun:
+            pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._trailers]
+            self._finish(encode_answer(200, pairs, self._dialect) if pairs else b"", b"", self._dialect)
+            return
         assert self._start is not None
-        if self._trailers:
-            names = (b"trailer", b", ".join([name for name, _ in self._trailers]))
-            headers = [*self._start.get("headers", ()), names, *self._trailers]
-            self._start = {**self._start, "headers": headers}
-        self._finish(self._context(), body, self._dialect)
+        headers = [*self._start.get("headers", ()), *self._trailers]
+        if self._held is not None and self._trailers:
+            headers.append((b"trailer", b", ".join([name for name, _ in self._trailers])))
+        self._start = {**self._start, "headers": headers}
+        self._finish(self._context(), b"".join(self._held or ()), self._dialect)
 
     def _context(self, length: int | None = None) -> bytes:
         """The context that says status and headers. Raises RuntimeError, HeaderError."""

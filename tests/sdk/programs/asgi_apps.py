@@ -120,6 +120,11 @@ async def paths(scope, receive, send):
         await send(body(b"b"))
         await send({"type": "http.response.trailers", "headers": [(b"x-sum", b"2")], "more_trailers": True})
         await send({"type": "http.response.trailers", "headers": [(b"x-more", b"3")]})
+    elif path == "/announced-trailers":
+        await send({**START, "headers": [(b"trailer", b"x-sum")], "trailers": True})
+        await send(body(b"a", True))
+        await send(body(b"b"))
+        await send({"type": "http.response.trailers", "headers": [(b"x-sum", b"2")]})
     elif path in ("/path", "/small-path"):
         with tempfile.NamedTemporaryFile() as file:
             file.write(b"y" * (700_000 if path == "/path" else 70))
