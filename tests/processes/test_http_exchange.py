@@ -7,8 +7,10 @@ scene ends with the stage's invariants (no process, descriptor or registration l
 from __future__ import annotations
 
 import base64
+import collections
 import contextlib
 import json
+import random
 import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -482,6 +484,49 @@ async def test_client_leaves_the_queue(stage: Stage, tmp_path: Path) -> None:
         await until(lambda: site.pool.queued == 0)
         assert (await first.reply()).status == 200
         assert stage.deaths == []
+
+
+async def test_under_fire(stage: Stage, tmp_path: Path, chaos: random.Random) -> None:
+    """Clients that leave and workers that are killed: what looks whole is whole, and nothing is left or lost."""
+    async with open_site(stage, tmp_path, workers=3, retry=False) as site:
+        whole = b"".join(b"data: %d\n\n" % number for number in range(1, 31))
+        outcomes: collections.Counter[str] = collections.Counter()
+
+        async def stream() -> None:
+            reply = await site.ask("/stream?n=30&us=300")
+            if reply.status == 200 and not reply.cut:
+                assert reply.body == whole
+            outcomes["cut" if reply.cut else str(reply.status)] += 1
+
+        async def leave() -> None:
+            async with site.client() as client:
+                await client.send("/stream?us=300")
+                for _ in range(chaos.randrange(1, 10)):
+                    if not isinstance(await client.event(), (h11.Response, h11.Data)):
+                        break
+            outcomes["left"] += 1
+
+        async def upload() -> None:
+            reply = await site.ask(chaos.choice(["/echo", "/die"]), "POST", *multipart(b"x" * 5000))
+            assert reply.status in (200, 502)
+            outcomes[str(reply.status)] += 1
+
+        async def kill() -> None:
+            workers = site.pool.workers()
+            if workers:
+                site.pool.kill_one(chaos.choice(workers).pid)
+            outcomes["killed"] += 1
+
+        doings = [stream] * 5 + [leave] * 4 + [upload] * 3 + [kill]
+        with trio.fail_after(60), structlog.testing.capture_logs():
+            for _ in range(12):
+                async with trio.open_nursery() as nursery:
+                    for doing in chaos.sample(doings, 6):
+                        nursery.start_soon(doing)
+            await stage.whole(site.pool)
+            await until(lambda: site.pool.in_flight == 0, 10, "the end of every stream")
+        assert sum(outcomes.values()) == 72
+        assert (await site.ask("/")).body == b"hello"
 
 
 async def test_constant_worker(stage: Stage, tmp_path: Path) -> None:

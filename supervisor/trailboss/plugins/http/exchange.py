@@ -61,6 +61,9 @@ log = logger("http")
 FORM_SLICE: Final = 256 * 1024
 """Bytes of a multipart form that are read in one turn of the reactor."""
 
+LABEL_PATH_MAX: Final = 200
+"""Characters of a path that are shown to people."""
+
 _WITH_FORM_BODY: Final = ("POST", "PUT", "PATCH")
 _BODY_IGNORED: Final = ("HEAD", "OPTIONS")
 _RETRIED: Final = ("GET", "HEAD")
@@ -295,8 +298,11 @@ class _Conversation:
         exchange, request = self.exchange, self.request
         self.context = context
         self.body = body
+        path = request.path
+        if len(path) > LABEL_PATH_MAX:
+            path = path[:LABEL_PATH_MAX] + "..."
         self.ticket = exchange.pool.submit(
-            context, body, exchange.flags, self.on_outcome, f"{request.method} {request.path}", self.on_part
+            context, body, exchange.flags, self.on_outcome, f"{request.method} {path}", self.on_part
         )
 
     def client_gone(self) -> None:
@@ -493,7 +499,7 @@ class _Conversation:
 
     def _log(self, event: str, text: str) -> None:
         request = self.request
-        log.error(event, text=text, method=request.method, path=request.path[:200])
+        log.error(event, text=text, method=request.method, path=request.path[:LABEL_PATH_MAX])
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

@@ -591,6 +591,52 @@ def test_long_form_in_turns(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("damage", "status"), [("cut", 400), ("closed", 500)])
+def test_long_form_that_cannot_be_read(tmp_path: Path, damage: str, status: int) -> None:
+    """A long form that turns out broken, or whose file cannot be read, is refused and leaves nothing."""
+    turns = Turns()
+    scene = Scene()
+    config = HttpConfig(address=("a:1",), uploads=UploadsConfig(dir=str(tmp_path)))
+    scene.exchange = Exchange(scene.pool, config, turns)  # type: ignore[arg-type]
+    form = multipart(1_000_000)
+    body = spooled(form[:-8] if damage == "cut" else form)
+    responder = scene.ask("POST", headers=MULTIPART, body=body)
+    file = body.file
+    assert file is not None
+    if damage == "closed":
+        writer, reader = os.pipe()
+        os.dup2(reader, file)  # a pipe cannot be read at a position
+        os.close(reader)
+        os.close(writer)
+    with structlog.testing.capture_logs():
+        while turns.waiting:
+            turns.waiting.pop(0)()
+    assert responder.failure is not None
+    assert responder.failure.status == status
+    assert scene.pool.tickets == []
+    assert list(tmp_path.iterdir()) == []
+    body.close()
+
+
+def test_form_whose_file_cannot_be_read() -> None:
+    """An urlencoded form that cannot be read back is an internal error."""
+    scene = Scene()
+    body = spooled(b"a=1")
+    body.size = 100
+    with structlog.testing.capture_logs() as records:
+        responder = scene.ask("POST", headers=FORM, body=body)
+    assert responder.failure == Failure(500, "internal error", None, False)
+    assert [record["event"] for record in records] == ["a request's body could not be read back"]
+    body.close()
+
+
+def test_labels_are_short() -> None:
+    """What people are shown of a request is its method and the beginning of its path."""
+    scene = Scene()
+    scene.ask(target="/" + "a" * 5000)
+    assert scene.pool.ticket.label == "GET /" + "a" * 199 + "..."
+
+
 def test_client_leaves_during_a_long_form(tmp_path: Path) -> None:
     """Nothing is submitted for a client that has gone by then, and nothing is left."""
     scene, _, _ = long_form(tmp_path, Turns(), leave=True)
