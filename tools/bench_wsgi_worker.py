@@ -67,7 +67,15 @@ class Gateway:
     """One worker and the server's ends of its pipes."""
 
     def __init__(self, kind: str, folder: str) -> None:
-        command = [sys.executable, "-m", "trailboss_worker", kind, f"bench_apps:{kind}", "--chdir", folder]
+        command = [
+            os.environ.get("WORKER_PYTHON") or sys.executable,
+            "-m",
+            "trailboss_worker",
+            kind,
+            f"bench_apps:{kind}",
+            "--chdir",
+            folder,
+        ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.process.stdin is not None
         assert self.process.stdout is not None

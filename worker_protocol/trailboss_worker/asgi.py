@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from typing import Any
 
 from trailboss_worker.application import ApplicationOptions, complain, load_application, print_failure
@@ -237,9 +237,10 @@ class Gateway:
             self.over()
             return
         self._current = exchange = Exchange(self, self._line, self._relay, self._contexts, scope, body, flags)
-        task = asyncio.get_running_loop().create_task(self._run(exchange, scope))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = _start_task(self._run(exchange, scope))
+        if not task.done():
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _run(self, exchange: Exchange, scope: Scope) -> None:
         try:
@@ -493,6 +494,14 @@ class Exchange:
     def _wake(self) -> None:
         if self._end is not None and not self._end.done():
             self._end.set_result(None)
+
+
+def _start_task(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task that has begun already where Python can do that: two turns of the loop fewer for a plain answer."""
+    loop = asyncio.get_running_loop()
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(coroutine, loop=loop, eager_start=True)
+    return loop.create_task(coroutine)
 
 
 def _stems_from_client_gone(error: BaseException) -> bool:
