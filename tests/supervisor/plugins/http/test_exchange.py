@@ -1018,3 +1018,66 @@ def test_responder_is_let_go_before_its_last_call() -> None:
     scene.pool.answer()
     assert seen == [(None, None)]
     assert responder.on_gone is next_request
+
+
+Headers = dict[str, list[str]]
+
+STATUSES = st.sampled_from([0, 99, 100, 101, 103, 200, 204, 205, 304, 404, 500, 599, 600])
+NO_HEADERS: Headers = {}
+HEADERS = st.sampled_from(
+    [
+        NO_HEADERS,
+        {"Content-Length": ["4"]},
+        {"Content-Length": ["0"]},
+        {"Content-Length": ["+4"]},
+        {"Trailer": ["X-Sum"], "X-Sum": ["1"]},
+        {"X-A": ["a\r\nb"]},
+        {"Transfer-Encoding": ["chunked"], "Connection": ["close"], "Date": ["x"]},
+    ]
+)
+BODIES = st.sampled_from([b"", b"1234", b"12"])
+STEPS = st.one_of(
+    st.tuples(st.just("part"), STATUSES, HEADERS, BODIES),
+    st.tuples(st.sampled_from(["leave", "stall", "flow"]), st.just(0), st.just(NO_HEADERS), st.just(b"")),
+)
+ENDS = st.one_of(
+    st.tuples(STATUSES, HEADERS, BODIES),
+    st.sampled_from([WorkerDied("x"), SoftError("x"), ExecTimeout("x"), QueueFull("x"), END]),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    method=st.sampled_from(["GET", "HEAD", "POST"]),
+    steps=st.lists(STEPS, max_size=6),
+    ends=st.lists(ENDS, min_size=2, max_size=2),
+    on_disconnect=st.sampled_from(["finish", "stop"]),
+)
+def test_any_course_ends_once(
+    method: str,
+    steps: list[tuple[str, int, Headers, bytes]],
+    ends: list[tuple[int, Headers, bytes] | Answer | ExecFailed],
+    on_disconnect: str,
+) -> None:
+    """Whatever workers and clients do: the responder's contract is kept, and every request comes to its one end."""
+    scene = Scene(on_disconnect=on_disconnect)
+    with structlog.testing.capture_logs() as records:
+        responder = scene.ask(method)
+        for step, status, headers, body in steps:
+            if step == "part":
+                scene.pool.part(body, status, headers)
+            else:
+                getattr(responder, step)()
+        for number, end in enumerate(ends, 1):
+            if isinstance(end, (Answer, ExecFailed)):
+                scene.pool.end(end)
+            else:
+                scene.pool.answer(*end)
+            if len(scene.pool.tickets) == number:
+                break  # not handed to another worker
+    assert responder.finished
+    assert len(scene.pool.tickets) <= 2
+    assert (len(scene.pool.tickets) == 2) <= (method != "POST")
+    assert len(records) <= 1
+    if responder.complete and not scene.pool.ticket.parts:
+        assert responder.length is None or method == "HEAD" or len(responder.body) == responder.length
