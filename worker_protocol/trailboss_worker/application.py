@@ -16,6 +16,16 @@ from typing import Any, NamedTuple
 NAMES = ("application", "app")
 
 
+#: The answer to a request whose application failed.
+FAILED_BODY = b"Internal Server Error\n"
+FAILED_HEADERS = [("Content-Type", "text/plain; charset=utf-8")]
+#: Why a request is refused whose body is a form tree and no form any more.
+FORM_PARSED = (
+    "the server has parsed the form of this request, the application needs it as it was sent: "
+    "set http.raw_body to true"
+)
+
+
 class ApplicationOptions(NamedTuple):
     """What `trailboss-worker wsgi` or `asgi` was told."""
 
@@ -72,6 +82,14 @@ def _guess(module: Any) -> Any:
 
 def _place(module: Any) -> str:
     return getattr(module, "__file__", None) or "a module without a file"
+
+
+def settle_memory() -> None:
+    """Tell the collector, before the first request, that what was imported lives for ever: it never looks again."""
+    import gc
+
+    gc.collect()
+    gc.freeze()
 
 
 def complain(text: str) -> int:

@@ -20,7 +20,16 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from typing import Any
 
-from trailboss_worker.application import ApplicationOptions, complain, load_application, print_failure
+from trailboss_worker.application import (
+    FAILED_BODY,
+    FAILED_HEADERS,
+    FORM_PARSED,
+    ApplicationOptions,
+    complain,
+    load_application,
+    print_failure,
+    settle_memory,
+)
 from trailboss_worker.protocol.errors import LocalProtocolError, MessageError, ProtocolError
 from trailboss_worker.protocol.frames import JSON, PROTO
 from trailboss_worker.sdk.http import (
@@ -46,12 +55,6 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _WRITE_PARTS_MAX = 16
-_FAILED_BODY = b"Internal Server Error\n"
-_FAILED_HEADERS = [("Content-Type", "text/plain; charset=utf-8")]
-_FORM_PARSED = (
-    "the server has parsed the form of this request, an ASGI application needs it as it was sent: "
-    "set http.raw_body to true"
-)
 
 
 class ClientGone(OSError):
@@ -78,7 +81,7 @@ async def _live(taken: Relay, options: ApplicationOptions) -> int:
     failure = await lifespan.startup()
     if failure is not None:
         return complain(f"{options.target} did not start: {failure}")
-    _settle_memory()
+    settle_memory()
     relay = AsyncRelay(taken)
     gateway = Gateway(
         HttpLine(relay, handle_signals=False), relay, application, lifespan.state, options.root_path
@@ -91,14 +94,6 @@ async def _live(taken: Relay, options: ApplicationOptions) -> int:
         await lifespan.shutdown()
         gateway.close()
     return 0
-
-
-def _settle_memory() -> None:
-    """What was imported lives for ever; the collector need not look at it again."""
-    import gc
-
-    gc.collect()
-    gc.freeze()
 
 
 class AsyncRelay(Relay):
@@ -384,7 +379,7 @@ class Exchange:
             self._wake()
             self._gateway.over()
         else:
-            self._finish(encode_answer(500, _FAILED_HEADERS, self._dialect), _FAILED_BODY, self._dialect)
+            self._finish(encode_answer(500, FAILED_HEADERS, self._dialect), FAILED_BODY, self._dialect)
 
     def _described(self) -> str:
         return f"{self._scope['method']} {self._scope['path']}"
@@ -534,7 +529,7 @@ class ScopeBuilder:
         """The scope of one request. Raises MessageError, LookupError or TypeError for a context that is none."""
         value = decode_context(context, flags)
         if value["parsed"]:
-            raise MessageError(_FORM_PARSED)
+            raise MessageError(FORM_PARSED)
         uri: str = value["uri"]
         start = uri.find("/", uri.find("://") + 3)
         origin = uri[:start] if start > 0 else uri

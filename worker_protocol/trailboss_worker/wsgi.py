@@ -17,7 +17,16 @@ from io import BytesIO
 from types import TracebackType
 from typing import Any, Union
 
-from trailboss_worker.application import ApplicationOptions, complain, load_application, print_failure
+from trailboss_worker.application import (
+    FAILED_BODY,
+    FAILED_HEADERS,
+    FORM_PARSED,
+    ApplicationOptions,
+    complain,
+    load_application,
+    print_failure,
+    settle_memory,
+)
 from trailboss_worker.protocol.errors import MessageError, ProtocolError
 from trailboss_worker.protocol.frames import JSON, PROTO
 from trailboss_worker.sdk.http import (
@@ -43,13 +52,6 @@ ExcInfo = Union[  # noqa: UP007 - evaluated at run time by Python 3.9
 ]
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
-_FAILED_BODY = b"Internal Server Error\n"
-_FAILED_HEADERS = [("Content-Type", "text/plain; charset=utf-8")]
-_FORM_PARSED = (
-    "the server has parsed the form of this request, a WSGI application needs it as it was sent: "
-    "set http.raw_body to true"
-)
-
 
 def run_wsgi(options: ApplicationOptions) -> int:
     """Serve the application until the server or a signal ends it; gives the exit code."""
@@ -62,7 +64,7 @@ def run_wsgi(options: ApplicationOptions) -> int:
     except Exception as error:
         print_failure(f"trailboss-worker: cannot load the application {options.target}:", error)
         return 1
-    _settle_memory()
+    settle_memory()
     line = HttpLine(relay)
     try:
         serve(line, application, options.root_path)
@@ -71,14 +73,6 @@ def run_wsgi(options: ApplicationOptions) -> int:
     finally:
         line.close()
     return 0
-
-
-def _settle_memory() -> None:
-    """What was imported lives for ever; the collector need not look at it again."""
-    import gc
-
-    gc.collect()
-    gc.freeze()
 
 
 def serve(line: HttpLine, application: Application, root_path: str = "") -> None:
@@ -239,7 +233,7 @@ class Response:
             else:
                 self.begun = True
                 self._line.respond(
-                    _FAILED_BODY, encode_answer(500, _FAILED_HEADERS, self.dialect), self.dialect
+                    FAILED_BODY, encode_answer(500, FAILED_HEADERS, self.dialect), self.dialect
                 )
         print_failure(f"{_described(environ)} failed{' after its answer' if gone else ''}:", error)
 
@@ -362,7 +356,7 @@ class EnvironBuilder:
         if body or "Content-Length" in headers:
             environ["CONTENT_LENGTH"] = str(len(body))
         if value["parsed"]:
-            raise MessageError(_FORM_PARSED)
+            raise MessageError(FORM_PARSED)
         attributes = value.get("attributes")
         if attributes:
             environ["trailboss.attributes"] = attributes
