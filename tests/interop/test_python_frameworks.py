@@ -13,8 +13,11 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.cookies import SimpleCookie
 from pathlib import Path
@@ -164,7 +167,7 @@ def running(
         *("serve", flag, target, "--chdir", str(PROGRAMS), "--bind", f"127.0.0.1:{port}", "--workers", "2"),
         *("-o", f"rpc.listen=unix://{folder}/rpc.sock", "-o", f"logs.output={folder}/server.log", *more),
     )
-    with live(folder, "", *words, env=environment) as server:
+    with live(folder, f"unix://{folder}/rpc.sock", *words, env=environment) as server:
         yield Site(name, server, port, files)
 
 
@@ -441,6 +444,37 @@ def test_a_factory_on_a_socket_file(tmp_path: Path) -> None:
             check=True,
         )
         assert made.stdout == b"hello file"
+
+
+@pytest.mark.parametrize(("flag", "target"), [("--wsgi", "wsgi_app"), ("--asgi", "asgi_app")])
+def test_no_request_is_lost(tmp_path: Path, flag: str, target: str) -> None:
+    """Under load, workers that retire after 50 requests and three resets cost no client anything."""
+    examples = Path(__file__).resolve().parent.parent.parent / "examples" / "python"
+    words = ("--chdir", str(examples), "-o", "http.pool.max_jobs=50", "-o", "logs.level=warn")
+    seen: Counter[int] = Counter()
+    over = threading.Event()
+    with running("example", tmp_path, flag, target, *words) as site:
+
+        def ask_on() -> None:
+            browser = Browser(site.port)
+            while not over.is_set():
+                seen[browser.ask("/").status] += 1
+            browser.close()
+
+        with ThreadPoolExecutor(4) as clients:
+            futures = [clients.submit(ask_on) for _ in range(4)]
+            try:
+                with site.server.rpc() as client:
+                    for count in (200, 400, 600):
+                        wait_for(lambda count=count: seen.total() >= count, f"{count} answers")  # type: ignore[misc]
+                        assert client.call("resetter.Reset", "http") is True
+                wait_for(lambda: seen.total() >= 1000, "1000 answers")
+            finally:
+                over.set()
+            for future in futures:
+                future.result(WAIT_SECONDS)
+        assert "worker died" not in site.log
+    assert seen.keys() == {200}
 
 
 def test_an_import_error_is_the_start_error(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from trailboss_worker import __version__
@@ -110,28 +110,43 @@ def _run(words: list[str]) -> int:
 def parse_jobs_options(words: Sequence[str]) -> JobsOptions:
     """The options of the jobs command. Raises UsageError."""
     options = JobsOptions("")
-    remaining = list(words)
-    while remaining:
-        word = remaining.pop(0)
-        name, equals, value = word.partition("=")
-        if word in ("--nack-requeue", "--no-nack-requeue"):
-            options = options._replace(nack_requeue=word == "--nack-requeue")
-        elif name in ("--chdir", "--nack-delay", "--runner"):
-            if not equals:
-                if not remaining:
-                    raise UsageError(f"{name} needs a value")
-                value = remaining.pop(0)
+    switches = ("--nack-requeue", "--no-nack-requeue")
+    for name, value in _split(words, switches, ("--chdir", "--nack-delay", "--runner")):
+        if name in switches:
+            options = options._replace(nack_requeue=name == "--nack-requeue")
+        elif name:
             options = _with_value(options, name, value)
-        elif word.startswith("-"):
-            raise UsageError(f"unknown option {word!r}")
         elif options.target:
-            raise UsageError(f"one handler is enough: {options.target!r} or {word!r}")
+            raise UsageError(f"one handler is enough: {options.target!r} or {value!r}")
         else:
-            options = options._replace(target=word)
+            options = options._replace(target=value)
     module, colon, attribute = options.target.partition(":")
     if not (module and colon and attribute):
         raise UsageError(f"a handler is written MODULE:NAME, not {options.target!r}")
     return options
+
+
+def _split(words: Sequence[str], switches: Sequence[str], valued: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Option and value of each word or pair of words, in order; a word that is no option has the option "".
+
+    A value follows its option after `=` or as the next word. Raises UsageError.
+    """
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        name, equals, value = word.partition("=")
+        if word in switches:
+            yield word, ""
+        elif name in valued:
+            if not equals:
+                if not remaining:
+                    raise UsageError(f"{name} needs a value")
+                value = remaining.pop(0)
+            yield name, value
+        elif word.startswith("-"):
+            raise UsageError(f"unknown option {word!r}")
+        else:
+            yield "", word
 
 
 def _with_value(options: JobsOptions, name: str, value: str) -> JobsOptions:
@@ -149,26 +164,16 @@ def _with_value(options: JobsOptions, name: str, value: str) -> JobsOptions:
 def parse_application_options(words: Sequence[str], command: str) -> ApplicationOptions:
     """The options of the commands wsgi and asgi. Raises UsageError."""
     options = ApplicationOptions("")
-    remaining = list(words)
-    while remaining:
-        word = remaining.pop(0)
-        name, equals, value = word.partition("=")
-        if word == "--factory":
+    valued = ("--chdir", "--pythonpath", "--root-path", *(("--lifespan",) if command == "asgi" else ()))
+    for name, value in _split(words, ("--factory",), valued):
+        if name == "--factory":
             options = options._replace(factory=True)
-        elif name in ("--chdir", "--pythonpath", "--root-path") or (
-            name == "--lifespan" and command == "asgi"
-        ):
-            if not equals:
-                if not remaining:
-                    raise UsageError(f"{name} needs a value")
-                value = remaining.pop(0)
+        elif name:
             options = _with_application_value(options, name, value)
-        elif word.startswith("-"):
-            raise UsageError(f"unknown option {word!r}")
         elif options.target:
-            raise UsageError(f"one application is enough: {options.target!r} or {word!r}")
+            raise UsageError(f"one application is enough: {options.target!r} or {value!r}")
         else:
-            options = options._replace(target=word)
+            options = options._replace(target=value)
     module, colon, attribute = options.target.partition(":")
     if not module or (colon and not attribute):
         raise UsageError(f"an application is written MODULE or MODULE:NAME, not {options.target!r}")
