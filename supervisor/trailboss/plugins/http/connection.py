@@ -15,9 +15,11 @@ telling it from one that has closed everything. Its request ends with that; the 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
+import termios
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
@@ -314,6 +316,11 @@ def failure(reason: str, retry_after: int | None = None) -> tuple[list[tuple[byt
     return headers, text + b"\n"
 
 
+def _kernel_queue(fd: int) -> int:
+    """Return how many bytes of a socket the other end has not taken yet."""
+    return int(struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+
+
 class _FilePart:
     """A part of a file that waits to be sent."""
 
@@ -343,6 +350,7 @@ class Connection:
         "_out",
         "_parser",
         "_paused",
+        "_queued",
         "_reactor",
         "_request",
         "_since",
@@ -376,6 +384,7 @@ class Connection:
         self._out: deque[bytearray | memoryview | _FilePart] = deque()
         self._unsent = 0
         self._stalled_since = 0.0
+        self._queued = 0  # bytes in the kernel when the stall was looked at last
         self._paused = False
         self._ended = False
         self._closing = False
@@ -779,6 +788,7 @@ class Connection:
 
     def _begin_waiting_to_write(self) -> None:
         self._stalled_since = now = self._reactor.now
+        self._queued = _kernel_queue(self._fd)
         self._reactor.want_write(self._fd, True)
         self._arm(now + self.front.limits.write_timeout_seconds)
 
@@ -807,7 +817,8 @@ class Connection:
                 else:
                     sent = self._sock.send(item)
             except (BlockingIOError, InterruptedError):
-                return
+                self._queued = _kernel_queue(self._fd)
+                break
             except OSError:
                 self.close()
                 return
@@ -835,6 +846,9 @@ class Connection:
             if self._closing:
                 self._leave()
                 return
+            if self._waiting is Waiting.REQUEST:
+                self._since = now = self._reactor.now
+                self._arm(now + self.front.limits.idle_timeout_seconds)
         if answer is not None and not answer.wants_more and self.has_room:
             self._reactor.call_soon(answer._tell_ready)
         if not self._out and self._buffer and self._answer is None:
@@ -863,7 +877,11 @@ class Connection:
         """Look at what may have taken too long; called by the entry in the wheel, never once closed."""
         self._deadline = None
         limits = self.front.limits
-        if self._out and now >= self._stalled_since + limits.write_timeout_seconds:
+        if self._out:  # whatever else is waited for begins when the answer has left
+            at = self._stalled_since + limits.write_timeout_seconds
+            if now < at or self._takes_something(now):
+                self._arm(self._stalled_since + limits.write_timeout_seconds)
+                return
             self.front.counters.timeouts += 1
             log.debug("a client has taken nothing for too long", seconds=limits.write_timeout_seconds)
             self.cut()
@@ -873,9 +891,16 @@ class Connection:
         if now >= next_look:
             self._on_too_late()
             return
-        if self._out:
-            next_look = min(next_look, self._stalled_since + limits.write_timeout_seconds)
         self._arm(next_look)
+
+    def _takes_something(self, now: float) -> bool:
+        """Ask the kernel: it holds megabytes for a slow client, and reports room only when a good part of them has left."""
+        queued = _kernel_queue(self._fd)
+        if queued >= self._queued:
+            return False
+        self._queued = queued
+        self._stalled_since = now
+        return True
 
     def _on_too_late(self) -> None:
         waiting = self._waiting
