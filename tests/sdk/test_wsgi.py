@@ -218,8 +218,17 @@ def test_a_chunk_as_long_as_announced_is_the_whole_answer(start, app_log):
     worker = start()
     assert ask(worker, f"{HOST}/measured").parts == [b"12345"]
     assert ask(worker, f"{HOST}/too-much").parts == [b"12345"]
+    assert ask(worker, f"{HOST}/too-much-in-parts").parts == [b"123", b"45", b""]
     ask(worker, f"{HOST}/hello")
-    assert app_log.read_text() == "measured closed\ntoo much closed\n"
+    assert app_log.read_text() == "measured closed\ntoo much closed\nparts closed\n"
+
+
+def test_odd_types_are_taken(start):
+    """Subclasses of str and bytes, lists as pairs and any iterable of them: other servers take them, too."""
+    worker = start()
+    for _ in range(2):
+        answer = ask(worker, f"{HOST}/odd")
+        assert (answer.status, answer.headers, answer.body) == (200, {"X-A": ["a", "b"]}, b"odd")
 
 
 def test_a_chunk_is_sent_before_the_next_is_made(start, app_log):
@@ -361,7 +370,7 @@ def test_headers_of_answers(start, dialect):
     "wrong",
     [
         *("status", "status-number", "status-range", "line-break", "zero", "name", "empty-name"),
-        *("bytes", "beyond", "list", "dict", "none"),
+        *("bytes", "beyond", "triple", "number", "dict", "none"),
     ],
 )
 def test_a_wrong_head_is_a_500(start, wrong):

@@ -154,12 +154,12 @@ class Response:
         elif self.status is not None:
             raise AssertionError("start_response was called before, and not with exc_info now")
         self.status = status
-        self.headers = headers
+        self.headers = headers if type(headers) is list else list(headers)
         return self.write
 
     def write(self, data: bytes) -> None:
         """PEP 3333, for applications of old: send now."""
-        if type(data) is not bytes:
+        if not isinstance(data, bytes):
             raise TypeError(f"write() takes bytes, not {type(data).__name__}")
         if data:
             self._send_part(data)
@@ -171,21 +171,24 @@ class Response:
             raise AssertionError("the application has not called start_response")
         headers = self.headers
         try:
-            known = self._contexts.get((self.dialect, status, *headers))
-        except TypeError:  # an unhashable header, a header that is no iterable: encode_answer says which
-            return encode_answer(status_code(status), _checked(headers), self.dialect)
+            key = (self.dialect, status, *headers)
+            known = self._contexts.get(key)
+        except TypeError:  # pairs that are lists, or no pairs at all
+            headers = [(name, value) for name, value in headers]
+            key = (self.dialect, status, *headers)
+            known = self._contexts.get(key)
         if known is not None:
             return known
-        context = encode_answer(status_code(status), _checked(headers), self.dialect)
+        context = encode_answer(status_code(status), headers, self.dialect)
         if len(context) <= REMEMBERED_CONTEXT_BYTES_MAX:
             if len(self._contexts) >= REMEMBERED_MAX:
                 self._contexts.clear()
-            self._contexts[(self.dialect, status, *headers)] = context
+            self._contexts[key] = context
         return context
 
     def whole(self, body: bytes) -> None:
         """Send an answer that is complete; a large one in parts, with its length."""
-        if type(body) is not bytes:
+        if not isinstance(body, bytes):
             raise TypeError(f"an application gives bytes, not {type(body).__name__}")
         if len(body) <= WHOLE_BYTES_MAX:
             self._line.give(self.context(), body, self.dialect)
@@ -203,14 +206,20 @@ class Response:
     def send_all(self, result: Iterable[bytes]) -> None:
         """Send chunk by chunk. Raises what the application raises."""
         chunks = result.parts() if type(result) is FileWrapper else iter(result)
+        remaining: int | None = None
         for chunk in chunks:
-            if type(chunk) is not bytes:
+            if not isinstance(chunk, bytes):
                 raise TypeError(f"an application gives bytes, not {type(chunk).__name__}")
             if not chunk:
                 continue
-            if self._over:
+            if self._over or remaining == 0:
                 break  # the client has gone, or there is more than Content-Length has announced
-            if not self.begun and self.content_length() == len(chunk):
+            if remaining is None and not self.begun:
+                remaining = self.content_length()
+            if remaining is not None:
+                chunk = chunk[:remaining]
+                remaining -= len(chunk)
+            if remaining == 0 and not self.begun:
                 self.whole(chunk)
             else:
                 self._send_part(chunk)
@@ -261,21 +270,12 @@ class Response:
 
 def status_code(status: str) -> int:
     """The number in `200 OK`. Raises HeaderError."""
-    if type(status) is not str:
+    if not isinstance(status, str):
         raise HeaderError(f"the status is a str such as '200 OK', not {status!r}")
     digits = status[:3]
     if not (digits.isascii() and digits.isdigit() and len(digits) == 3 and status[3:4] in ("", " ")):
         raise HeaderError(f"the status begins with three digits, as in '200 OK', not {status!r}")
     return int(digits)
-
-
-def _checked(headers: Headers) -> Headers:
-    if type(headers) is not list:
-        raise HeaderError(f"the headers are a list, not {type(headers).__name__}")
-    for header in headers:
-        if type(header) is not tuple or len(header) != 2:
-            raise HeaderError(f"a header is a tuple of name and value, not {header!r}")
-    return headers
 
 
 class FileWrapper:

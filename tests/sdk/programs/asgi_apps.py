@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextvars
+import http
 import json
 import os
 import sys
@@ -60,6 +61,7 @@ async def paths(scope, receive, send):
         await send(
             {
                 **START,
+                "status": http.HTTPStatus.OK,
                 "headers": [[b"set-cookie", b"a=1"], [b"set-cookie", b"b=2"], [b"connection", b"close"]],
             }
         )

@@ -28,6 +28,14 @@ def show(environ, start_response):
     return [json.dumps(shown).encode()]
 
 
+class Text(str):  # noqa: SLOT000
+    """As frameworks mark texts that are safe."""
+
+
+class Data(bytes):
+    pass
+
+
 class Chunks:
     """An iterable that says when it is closed."""
 
@@ -94,6 +102,12 @@ def paths(environ, start_response):
     if path == "/too-much":
         start_response("200 OK", [*TEXT, ("Content-Length", "5")])
         return Chunks([b"12345", b"678"], "too much")
+    if path == "/too-much-in-parts":
+        start_response("200 OK", [*TEXT, ("Content-Length", "5")])
+        return Chunks([b"123", b"456", b"789"], "parts")
+    if path == "/odd":
+        start_response(Text("200 OK"), ([Text("X-A"), Text(value)] for value in "ab"))
+        return [Data(b"odd")]
     if path == "/large":
         start_response("200 OK", TEXT)
         return [bytes(3_000_000)]
@@ -180,7 +194,8 @@ WRONG = {
     "empty-name": lambda start: start("200 OK", [("", "a")]),
     "bytes": lambda start: start("200 OK", [(b"X-A", b"a")]),
     "beyond": lambda start: start("200 OK", [("X-A", "\u20ac")]),
-    "list": lambda start: start("200 OK", [["X-A", "a"]]),
+    "triple": lambda start: start("200 OK", [("X-A", "a", "b")]),
+    "number": lambda start: start("200 OK", [5]),
     "dict": lambda start: start("200 OK", {"X-A": "a"}),
     "none": lambda start: None,
 }

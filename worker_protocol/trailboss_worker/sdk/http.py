@@ -283,11 +283,11 @@ def encode_answer(status: int, headers: Iterable[tuple[str, str]], flags: int) -
     Names and values are texts whose characters stand for bytes (Latin-1), as in WSGI. Headers about the
     connection are left out: that is between the server and its client.
     """
-    if type(status) is not int or not 100 <= status <= 599:
+    if not isinstance(status, int) or not 100 <= status <= 599:
         raise HeaderError(f"{status!r} is no status of an answer: 100 to 599")
     grouped: dict[str, list[str]] = {}
     for name, value in headers:
-        if type(name) is not str or type(value) is not str:
+        if not (isinstance(name, str) and isinstance(value, str)):
             raise HeaderError(f"names and values of headers are str, not {name!r}: {value!r}")
         if not _NAME.fullmatch(name):
             raise HeaderError(f"{name!r} is no name of a header")
@@ -308,7 +308,7 @@ def encode_answer(status: int, headers: Iterable[tuple[str, str]], flags: int) -
             for name, values in grouped.items()
         ]
     )
-    return f'{{"status":{status},"headers":{{{text}}}}}'.encode()
+    return f'{{"status":{status:d},"headers":{{{text}}}}}'.encode()
 
 
 def _value_text(name: str, value: str) -> str:
