@@ -242,6 +242,19 @@ def test_pause_stops_reading(scene: Scene) -> None:
     assert [body for _, _, body in scene.parts] == [b"1", b"2"]
 
 
+def test_reading_during_a_pause(scene: Scene) -> None:
+    """What is read although the receiver has paused, because the relay hung up, waits for it all the same."""
+    scene.verdicts = [False]
+    scene.say(part(b"1", HEAD))
+    scene.say(part(b"2") + END)
+    assert [body for _, _, body in scene.parts] == [b"1"]
+    assert scene.outcomes == []
+    scene.ticket.resume()
+    scene.run_soon()
+    assert [body for _, _, body in scene.parts] == [b"1", b"2"]
+    assert scene.outcomes == [Answer(0, b"", b"")]
+
+
 def test_worker_gone_during_a_pause(scene: Scene) -> None:
     """What a worker said before it closed is delivered although the receiver had paused; then the lane breaks."""
     scene.verdicts = [False]

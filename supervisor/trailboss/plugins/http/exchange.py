@@ -58,8 +58,8 @@ __all__ = ["Exchange", "PoolLike", "Refusal", "refusal_of"]
 
 log = logger("http")
 
-FORM_SLICE: Final = 256 * 1024
-"""Bytes of a multipart form that are read in one turn of the reactor."""
+FORM_SLICE: Final = 64 * 1024
+"""Bytes of a multipart form that are read in one turn of the reactor; at worst they take some 15 ms."""
 
 LABEL_PATH_MAX: Final = 200
 """Characters of a path that are shown to people."""
@@ -239,16 +239,14 @@ class _Conversation:
         return write(self.request, parsed=parsed, uploads=uploads)
 
     def _read_multipart(self) -> None:
-        body = self.request.body
+        body, reactor = self.request.body, self.exchange.reactor
         self.uploads = uploads = Uploads(self.exchange.upload_rules)
         form = MultipartForm(self.request.header(b"content-type") or b"", uploads.open)
-        if body.file is None or self.exchange.reactor is None:
-            content = body.bytes()
-            for position in range(0, len(content), FORM_SLICE):
-                form.feed(content[position : position + FORM_SLICE])
+        if body.size <= FORM_SLICE or reactor is None:
+            form.feed(body.bytes())
             self._submit_multipart(form, uploads)
         else:
-            self._read_slice(form, uploads, 0, self.exchange.reactor.call_soon)
+            self._read_slice(form, uploads, 0, reactor.call_soon)
 
     def _read_slice(
         self,
@@ -259,11 +257,14 @@ class _Conversation:
     ) -> None:
         """Read the next piece of a long form, then let others have their turn."""
         body = self.request.body
-        if self.finished or body.file is None:
+        if self.finished:
             self._clean_up()
             return
         try:
-            piece = os.pread(body.file, min(FORM_SLICE, body.size - offset), offset)
+            if body.file is None:
+                piece = body.bytes()[offset : offset + FORM_SLICE]
+            else:
+                piece = os.pread(body.file, min(FORM_SLICE, body.size - offset), offset)
             form.feed(piece)
             offset += len(piece)
             if offset >= body.size or not piece:

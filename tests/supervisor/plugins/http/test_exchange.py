@@ -563,12 +563,15 @@ class Turns:
         self.waiting.append(callback)
 
 
-def long_form(tmp_path: Path, turns: Turns, *, leave: bool = False) -> tuple[Scene, FakeResponder, int]:
-    """A form of a megabyte from a file, read turn by turn; how many turns it took."""
+def long_form(
+    tmp_path: Path, turns: Turns, *, leave: bool = False, spool: bool = True
+) -> tuple[Scene, FakeResponder, int]:
+    """A form of a megabyte, read turn by turn; how many turns it took."""
     scene = Scene()
     config = HttpConfig(address=("a:1",), uploads=UploadsConfig(dir=str(tmp_path)))
     scene.exchange = Exchange(scene.pool, config, turns)  # type: ignore[arg-type]
-    body = spooled(multipart(1_000_000))
+    content = multipart(1_000_000)
+    body = spooled(content) if spool else Body(content)
     responder = scene.ask("POST", headers=MULTIPART, body=body)
     count = 0
     while turns.waiting:
@@ -580,10 +583,11 @@ def long_form(tmp_path: Path, turns: Turns, *, leave: bool = False) -> tuple[Sce
     return scene, responder, count
 
 
-def test_long_form_in_turns(tmp_path: Path) -> None:
-    """A long form is read in slices, others have their turn in between."""
-    scene, _, count = long_form(tmp_path, Turns())
-    assert count >= 3
+@pytest.mark.parametrize("spool", [True, False])
+def test_long_form_in_turns(tmp_path: Path, spool: bool) -> None:
+    """A long form is read in slices, wherever it lies; others have their turn in between."""
+    scene, _, count = long_form(tmp_path, Turns(), spool=spool)
+    assert count >= 10
     uploads = scene.told()["uploads"]
     assert isinstance(uploads, dict)
     assert uploads["f"]["size"] == 1_000_000
@@ -639,7 +643,8 @@ def test_labels_are_short() -> None:
 
 def test_client_leaves_during_a_long_form(tmp_path: Path) -> None:
     """Nothing is submitted for a client that has gone by then, and nothing is left."""
-    scene, _, _ = long_form(tmp_path, Turns(), leave=True)
+    scene, _, count = long_form(tmp_path, Turns(), leave=True)
+    assert count == 1
     assert scene.pool.tickets == []
     assert list(tmp_path.iterdir()) == []
 

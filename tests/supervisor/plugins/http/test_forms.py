@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from urllib.parse import urlencode
+import re
+from urllib.parse import unquote_to_bytes, urlencode
 
 import pytest
 from hypothesis import given
@@ -126,7 +127,9 @@ def test_empty_tree_is_an_object() -> None:
         (b"a=1;b=2", 400),
         (b"a=1&a[b]=2", 400),
         (b"a&" * 10_001, 413),
-        (b"a" * (forms.VALUES_LENGTH_MAX + 1), 413),
+        (b"a=" + b"a" * forms.URLENCODED_LENGTH_MAX, 413),
+        (b"[" * 300_000, 413),
+        (b"&".join(b"a[b][%d]" % number * 9 for number in range(9000)), 413),
     ],
 )
 def test_urlencoded_refused(body: bytes, status: int) -> None:
@@ -190,6 +193,7 @@ def test_empty_form() -> None:
         ("a long header", part("A: " + "x" * 9000, b"") + END, 400),
         ("many headers", part("\r\n".join(f"A{n}: b" for n in range(20)), b"") + END, 400),
         ("many parts", field("a") * 1001 + END, 413),
+        ("long names", b"".join(field(f"{n}" + "[a]" * 2000) for n in range(60)) + END, 413),
     ],
 )
 def test_multipart_refused(name: str, body: bytes, status: int) -> None:
@@ -267,3 +271,11 @@ def test_any_bytes_as_an_urlencoded_form(body: bytes) -> None:
     except FormRefused:
         return
     assert isinstance(tree, dict)
+
+
+@given(raw=st.binary(max_size=30).map(lambda raw: re.sub(rb"%(?![0-9A-Fa-f]{2})|[&;+]", b"", raw)))
+def test_escapes_decode_as_the_library_decodes_them(raw: bytes) -> None:
+    """Percent escapes mean what urllib makes of them, whatever stands between them."""
+    body = b"a=" + re.sub(rb"%(?![0-9A-Fa-f]{2})", b"", raw)
+    expected = unquote_to_bytes(body[2:]).decode("utf-8", "replace")
+    assert json.loads(parse_urlencoded(body)) == {"a": expected}
