@@ -234,8 +234,8 @@ class Gateway:
         self._current = exchange = Exchange(self, self._line, self._relay, self._contexts, scope, body, flags)
         task = _start_task(self._run(exchange, scope))
         if not task.done():
+            exchange.task = task
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
 
     async def _run(self, exchange: Exchange, scope: Scope) -> None:
         try:
@@ -244,6 +244,11 @@ class Gateway:
             exchange.failed(error)
         else:
             exchange.returned()
+        finally:
+            if (
+                exchange.task is not None
+            ):  # here, not in a callback of the task: that would be a turn of the loop
+                self._tasks.discard(exchange.task)
 
     def over(self) -> None:
         """The answer is complete: the next request may come, or be here already."""
@@ -276,7 +281,7 @@ class Exchange:
             "_held",
             "_line",
         ),
-        *("_over", "_relay", "_scope", "_start", "_trailers"),
+        *("_over", "_relay", "_scope", "_start", "_trailers", "task"),
     )
 
     def __init__(
@@ -289,6 +294,8 @@ class Exchange:
         body: bytes,
         flags: int,
     ) -> None:
+        #: What runs the application, once it is known that it did not end at once.
+        self.task: asyncio.Task[None] | None = None
         self._gateway = gateway
         self._line = line
         self._relay = relay
