@@ -538,7 +538,9 @@ class Lane:
             self._spoke_unasked(data)
         else:
             self._decoder.feed(data)
-            if not exec_.paused:
+            if exec_.paused:
+                self._clean = False  # for `resume_stream`
+            else:
                 self._take_frames(data)
                 if exec_.on_part is not None:
                     self._take_more(exec_)
