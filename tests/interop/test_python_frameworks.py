@@ -400,6 +400,44 @@ def test_the_admins_static_files(
         browser.close()
 
 
+def test_a_new_django_project(tmp_path: Path) -> None:
+    """What startproject makes is served by one flag; its static files come from the server, without a worker."""
+    if importlib.util.find_spec("django") is None:
+        pytest.skip("needs django from PyPI")
+    settings = tmp_path / "myproject" / "settings.py"
+
+    def manage(*words: str) -> None:
+        made = subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env={**os.environ, "DJANGO_SUPERUSER_PASSWORD": "secret"},
+            timeout=60,
+            capture_output=True,
+            check=False,
+        )
+        assert made.returncode == 0, made.stderr
+
+    manage("-m", "django", "startproject", "myproject", ".")
+    settings.write_text(settings.read_text() + 'STATIC_ROOT = BASE_DIR / "public" / "static"\n')
+    manage("manage.py", "migrate", "--verbosity", "0")
+    manage("manage.py", "collectstatic", "--noinput", "--verbosity", "0")
+    manage("manage.py", "createsuperuser", "--noinput", "--username", "admin", "--email", "a@example.org")
+    static = ("-o", "http.middleware=static", "-o", "http.static.dir=public")
+    with running("new", tmp_path, "--wsgi", "myproject.wsgi", "--chdir", str(tmp_path), *static) as site:
+        browser = Browser(site.port)
+        login = browser.ask("/admin/").headers["Location"]
+        page = browser.ask(login).text
+        style = re.search(r'href="(/static/admin/css/base[^"]*)"', page)
+        assert style is not None
+        answer = browser.ask(style[1])
+        assert (answer.status, answer.body) == (200, (tmp_path / "public" / style[1][1:]).read_bytes())
+        fields = [("csrfmiddlewaretoken", _csrf_token(page)), ("username", "admin"), ("password", "secret")]
+        answer = browser.post_form(login, [*fields, ("next", "/admin/")])
+        assert (answer.status, answer.headers["Location"]) == (302, "/admin/")
+        assert "Site administration" in browser.ask("/admin/").text
+        browser.close()
+
+
 def test_fastapi(tmp_path: Path) -> None:
     """Parameters, models, validation, dependencies, threads, uploads, background tasks, exceptions."""
     packages = ("fastapi", "python_multipart", "itsdangerous")
