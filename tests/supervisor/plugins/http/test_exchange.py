@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import structlog
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trailboss.config.schema import HeadersConfig, HttpConfig, PoolConfig, UploadsConfig
@@ -367,6 +367,30 @@ TARGETS = st.text("/ab?&=%20[]|\"'^;:@~", max_size=14).map(lambda text: "/" + te
     method=st.sampled_from(["GET", "POST", "X'Y", "HEAD"]),
     underscores=st.booleans(),
     forms=st.booleans(),
+)
+@example(
+    headers=[(b"Connection", b"close"), (b"Close", b"1")],
+    target="/",
+    host="a",
+    method="GET",
+    underscores=False,
+    forms=True,
+)
+@example(
+    headers=[(b"Connection", b"keep-alive, x-a"), (b"X-A", b"1")],
+    target="/",
+    host="a",
+    method="GET",
+    underscores=False,
+    forms=True,
+)
+@example(
+    headers=[(b"Cookie", b"a=1; b=2; a=3"), (b"X_A", b"1")],
+    target="/?",
+    host="a",
+    method="GET",
+    underscores=False,
+    forms=True,
 )
 def test_short_way_is_the_long_way(
     headers: list[tuple[bytes, bytes]], target: str, host: str, method: str, underscores: bool, forms: bool
