@@ -19,6 +19,7 @@ from trailboss.plugins.core.plugin import CorePlugin
 from trailboss.plugins.informer.plugin import InformerPlugin
 from trailboss.plugins.jobs.plugin import JobsPlugin
 from trailboss.plugins.logs import LogsPlugin, LogSystem
+from trailboss.plugins.logs.render import LEVELS
 from trailboss.plugins.otel import OtelPlugin
 from trailboss.plugins.resetter.plugin import ResetterPlugin
 from trailboss.plugins.server.plugin import ServerPlugin
@@ -121,9 +122,36 @@ def _plugins(
         CorePlugin(config.source.merged),
         server,
         JobsPlugin(config.jobs) if config.jobs is not None else None,
+        _http(config, logs),
         *load_plugins(config),
     ]
     return [plugin for plugin in wanted if plugin is not None]
+
+
+def _http(config: Config, logs: LogSystem) -> Plugin | None:
+    """Return the web server, or None; it is imported only where it is wanted, since it is the largest of the plugins."""
+    http = config.http
+    if http is None:
+        return None
+    from trailboss.plugins.http.plugin import HttpPlugin
+    from trailboss.plugins.http.python_apps import wants_raw_body
+    from trailboss.plugins.http.uploads import Owner
+
+    server = config.server
+    command = http.pool.command or (server.command if server is not None else ())
+    try:
+        identity = resolve_identity(server.user, server.group) if server is not None else None
+    except LookupError:  # the server plugin says so when it starts
+        identity = None
+    channel = logs.channel("http")
+    return HttpPlugin(
+        http,
+        # Frameworks in Python parse forms themselves.
+        raw_body=True if wants_raw_body(command) else None,
+        owner=Owner(identity.uid, identity.gid) if identity is not None else None,
+        section=config.extension,
+        logs_info=lambda: channel.level <= LEVELS["info"] and bool(channel.outputs),
+    )
 
 
 def _server(config: Config, shared: _Shared, rpc_address: Callable[[], str]) -> ServerPlugin | None:

@@ -12,6 +12,8 @@ import pytest
 import trailboss
 import trailboss_worker
 
+from ..support.http_dialogue import ask
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PROGRAMS = pathlib.Path(__file__).resolve().parent / "programs"
 BOOTSTRAP = ROOT / "worker_protocol" / "trailboss_worker" / "bootstrap.py"
@@ -97,6 +99,23 @@ def test_async_jobs_by_bootstrap(serve, interpreter):
     assert worker.exit_code() == 0
 
 
+@pytest.mark.parametrize("kind", ["wsgi", "asgi"])
+@pytest.mark.parametrize("flags", [["-I", "-S"], []], ids=["isolated", "plain"])
+def test_applications_by_bootstrap(serve, interpreter, flags, kind):
+    """The file alone starts a gateway: answers at once, in parts, large ones, failures, and the end."""
+    command = [interpreter, *flags, str(BOOTSTRAP), kind, f"{kind}_apps", "--chdir", str(PROGRAMS)]
+    worker = serve(command, PYTHONPATH="")
+    worker.shake_hands()
+    assert ask(worker, "http://h/hello").body == b"hello"
+    assert ask(worker, "http://h/many").body == b"".join(b"%d," % number for number in range(40))
+    assert ask(worker, "http://h/large").body == bytes(3_000_000)
+    assert ask(worker, "http://h/raise").status == 500
+    assert ask(worker, "http://h/hello").body == b"hello"
+    worker.send_stop()
+    assert worker.exit_code() == 0
+    assert worker.stderr().count("Traceback") == 1
+
+
 def test_calling_the_server_by_bootstrap(interpreter, tmp_path):
     """The RPC client and its wrappers import and work there, too."""
     code = (
@@ -119,11 +138,12 @@ def test_another_installation_is_not_taken(serve, tmp_path):
     assert worker.exec(b"x") == (b"", b"x")
 
 
-def test_a_start_imports_little():
-    """A jobs worker with a blocking handler on pipes pays for none of the heavy modules."""
+@pytest.mark.parametrize("words", [["jobs", "by_bootstrap:handle"], ["wsgi", "by_bootstrap:handle"]])
+def test_a_start_imports_little(words):
+    """A jobs worker with a blocking handler, and a WSGI worker, on pipes pay for none of the heavy modules."""
     code = (
         "import sys\nfrom trailboss_worker.__main__ import main\n"
-        "code = main(['jobs', 'by_bootstrap:handle'])\nprint(*sorted(sys.modules), file=sys.stderr)"
+        f"code = main({words!r})\nprint(*sorted(sys.modules), file=sys.stderr)"
     )
     environment = {"PYTHONPATH": str(ROOT / "worker_protocol"), "PYTHONDONTWRITEBYTECODE": "1"}
     finished = subprocess.run(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pathlib
 
+from trailboss_worker.protocol.payload import split_payload
+
+from ..support.http_dialogue import STOP_FRAME, ask, read_answer, request
+
 EXAMPLE = pathlib.Path(__file__).resolve().parent.parent.parent / "examples" / "python"
 ACK = {"type": 2, "data": []}
 
@@ -25,3 +29,33 @@ def test_the_python_example(serve_command, tmp_path):
     failed = worker.job("greet-everybody", b"Ann\nBob")["data"]
     assert failed["requeue"] is True
     assert failed["message"].startswith("ConnectionLost: jobs.PushBatch")
+
+
+def test_the_wsgi_example(serve_command):
+    """Its pages answer, its clock ticks, and its traceback goes to standard error."""
+    worker = serve_command("wsgi", "wsgi_app", "--chdir", str(EXAMPLE))
+    worker.shake_hands()
+    assert ask(worker, "http://h/?name=Ann").body.startswith(b"Hello Ann, from process ")
+    assert ask(worker, "http://h/nowhere").status == 404
+    assert ask(worker, "http://h/raise").status == 500
+    worker.wait_stderr("this traceback is in the server's log")
+    worker.send(request("http://h/clock"))
+    assert split_payload(worker.frame())[1].startswith(b"1 of 10: ")
+    worker.send(STOP_FRAME)
+    assert read_answer(worker).parts[-1] == b""
+
+
+def test_the_asgi_example(serve_command):
+    """Its pages answer, its events come until nobody listens, and its shutdown has a word to say."""
+    worker = serve_command("asgi", "asgi_app", "--chdir", str(EXAMPLE))
+    worker.shake_hands()
+    assert ask(worker, "http://h/").body.startswith(b"Hello from process ")
+    assert ask(worker, "http://h/nowhere").status == 404
+    worker.send(request("http://h/events"))
+    assert split_payload(worker.frame())[1].startswith(b"id: 1\ndata: ")
+    worker.send(STOP_FRAME)
+    assert read_answer(worker).parts[-1] == b""
+    worker.send_stop()
+    assert worker.exit_code() == 0
+    assert "closes what it has opened" in worker.stderr()
+    assert "Traceback" not in worker.stderr()

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from trailboss_worker import __version__
+from trailboss_worker.application import ApplicationOptions
 
 USAGE = """\
 Usage: trailboss-worker COMMAND [OPTIONS]
@@ -22,10 +23,20 @@ Runs Python code as a worker of Trailboss or RoadRunner, which starts this comma
 
 Commands:
   jobs MODULE:HANDLER   call HANDLER(task) for each job; returning = ack, raising = nack
+  wsgi MODULE[:NAME]    answer requests with a WSGI application (default names: application, app)
+  asgi MODULE[:NAME]    answer requests with an ASGI application, one at a time
   echo                  answer each request with its own context and body
 
-Options of jobs:
+Options of all but echo:
   --chdir DIR           change to DIR first; modules are imported from the working directory
+
+Options of wsgi and asgi:
+  --factory             NAME is a function that gives the application
+  --pythonpath DIR      import modules from DIR too, after the working directory; may be repeated
+  --root-path PATH      where the application is mounted: SCRIPT_NAME, root_path (default: at the root)
+  --lifespan MODE       asgi: auto, on (it must start by lifespan) or off (default auto)
+
+Options of jobs:
   --nack-requeue        a job whose handler raised goes back to its queue (default)
   --no-nack-requeue     ... is rejected instead (what that means depends on the queue)
   --nack-delay SECONDS  ... goes back after so many seconds (default 0)
@@ -34,11 +45,12 @@ Options of jobs:
   --version             print the version and which frame codec is in use
   --help                print this text
 
-Exit codes: 0 asked to stop, or the server is gone; 1 the handler cannot be imported, the relay cannot be
-opened or the server speaks another protocol; 2 wrong usage.
+Exit codes: 0 asked to stop, or the server is gone; 1 the handler or application cannot be imported or does
+not start, the relay cannot be opened or the server speaks another protocol; 2 wrong usage.
 """
 
 RUNNERS = ("trio", "asyncio")
+LIFESPAN_MODES = ("auto", "on", "off")
 
 
 class UsageError(Exception):
@@ -78,6 +90,16 @@ def _run(words: list[str]) -> int:
         from trailboss_worker.jobs import run_jobs
 
         return run_jobs(options)
+    if command == "wsgi":
+        application = parse_application_options(rest, command)
+        from trailboss_worker.wsgi import run_wsgi
+
+        return run_wsgi(application)
+    if command == "asgi":
+        application = parse_application_options(rest, command)
+        from trailboss_worker.asgi import run_asgi
+
+        return run_asgi(application)
     if command == "echo":
         if rest:
             raise UsageError(f"echo takes no arguments, not {rest[0]!r}")
@@ -88,28 +110,43 @@ def _run(words: list[str]) -> int:
 def parse_jobs_options(words: Sequence[str]) -> JobsOptions:
     """The options of the jobs command. Raises UsageError."""
     options = JobsOptions("")
-    remaining = list(words)
-    while remaining:
-        word = remaining.pop(0)
-        name, equals, value = word.partition("=")
-        if word in ("--nack-requeue", "--no-nack-requeue"):
-            options = options._replace(nack_requeue=word == "--nack-requeue")
-        elif name in ("--chdir", "--nack-delay", "--runner"):
-            if not equals:
-                if not remaining:
-                    raise UsageError(f"{name} needs a value")
-                value = remaining.pop(0)
+    switches = ("--nack-requeue", "--no-nack-requeue")
+    for name, value in _split(words, switches, ("--chdir", "--nack-delay", "--runner")):
+        if name in switches:
+            options = options._replace(nack_requeue=name == "--nack-requeue")
+        elif name:
             options = _with_value(options, name, value)
-        elif word.startswith("-"):
-            raise UsageError(f"unknown option {word!r}")
         elif options.target:
-            raise UsageError(f"one handler is enough: {options.target!r} or {word!r}")
+            raise UsageError(f"one handler is enough: {options.target!r} or {value!r}")
         else:
-            options = options._replace(target=word)
+            options = options._replace(target=value)
     module, colon, attribute = options.target.partition(":")
     if not (module and colon and attribute):
         raise UsageError(f"a handler is written MODULE:NAME, not {options.target!r}")
     return options
+
+
+def _split(words: Sequence[str], switches: Sequence[str], valued: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Option and value of each word or pair of words, in order; a word that is no option has the option "".
+
+    A value follows its option after `=` or as the next word. Raises UsageError.
+    """
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        name, equals, value = word.partition("=")
+        if word in switches:
+            yield word, ""
+        elif name in valued:
+            if not equals:
+                if not remaining:
+                    raise UsageError(f"{name} needs a value")
+                value = remaining.pop(0)
+            yield name, value
+        elif word.startswith("-"):
+            raise UsageError(f"unknown option {word!r}")
+        else:
+            yield "", word
 
 
 def _with_value(options: JobsOptions, name: str, value: str) -> JobsOptions:
@@ -122,6 +159,39 @@ def _with_value(options: JobsOptions, name: str, value: str) -> JobsOptions:
     if not (value.isascii() and value.isdigit()):
         raise UsageError(f"--nack-delay is a number of seconds, not {value!r}")
     return options._replace(nack_delay_seconds=int(value))
+
+
+def parse_application_options(words: Sequence[str], command: str) -> ApplicationOptions:
+    """The options of the commands wsgi and asgi. Raises UsageError."""
+    options = ApplicationOptions("")
+    valued = ("--chdir", "--pythonpath", "--root-path", *(("--lifespan",) if command == "asgi" else ()))
+    for name, value in _split(words, ("--factory",), valued):
+        if name == "--factory":
+            options = options._replace(factory=True)
+        elif name:
+            options = _with_application_value(options, name, value)
+        elif options.target:
+            raise UsageError(f"one application is enough: {options.target!r} or {value!r}")
+        else:
+            options = options._replace(target=value)
+    module, colon, attribute = options.target.partition(":")
+    if not module or (colon and not attribute):
+        raise UsageError(f"an application is written MODULE or MODULE:NAME, not {options.target!r}")
+    return options
+
+
+def _with_application_value(options: ApplicationOptions, name: str, value: str) -> ApplicationOptions:
+    if name == "--chdir":
+        return options._replace(directory=value)
+    if name == "--pythonpath":
+        return options._replace(paths=(*options.paths, value))
+    if name == "--lifespan":
+        if value not in LIFESPAN_MODES:
+            raise UsageError(f"--lifespan is auto, on or off, not {value!r}")
+        return options._replace(lifespan=value)
+    if not value.startswith("/"):
+        raise UsageError(f"--root-path begins with a slash, unlike {value!r}")
+    return options._replace(root_path=value)
 
 
 def version_text() -> str:

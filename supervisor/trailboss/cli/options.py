@@ -40,7 +40,7 @@ class Settings:
         """Whether it was called by RoadRunner's name."""
         return self.program == "rr"
 
-    def load_request(self, require_version: bool = True) -> LoadRequest:
+    def load_request(self, require_version: bool = True, without_file: bool = False) -> LoadRequest:
         """Return what the configuration is loaded with."""
         from trailboss.config import LoadRequest
 
@@ -50,14 +50,15 @@ class Settings:
             overrides=tuple(self.overrides),
             dotenv=self.dotenv,
             require_version=require_version,
+            without_file=without_file,
             plugin_sections=plugin_sections(),
         )
 
-    def load(self, require_version: bool = True) -> Config:
-        """Load the configuration. Raises ConfigError."""
+    def load(self, require_version: bool = True, without_file: bool = False) -> Config:
+        """Load the configuration; `without_file`: from overrides alone. Raises ConfigError."""
         from trailboss.config import load
 
-        return load(self.load_request(require_version))
+        return load(self.load_request(require_version, without_file))
 
 
 def plugin_sections() -> dict[str, type]:

@@ -1,8 +1,12 @@
-"""`trailboss serve`: run the server until it is told to stop."""
+"""`trailboss serve`: run the server until it is told to stop.
+
+With --wsgi or --asgi it needs no configuration file: the flags are the configuration (:mod:`trailboss.cli.application`).
+"""
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,14 +14,39 @@ from trailboss.cli.client import CommandFailed, ConfigurationWrong
 from trailboss.cli.options import Settings, global_flags, settings_of
 from trailboss.cli.stop import PID_FILE
 
+if TYPE_CHECKING:
+    from trailboss.config import Config
+
 __all__ = ["command"]
 
 
 @click.command("serve")
 @global_flags
+@click.option(
+    "--wsgi", metavar="MODULE[:NAME]", help="Serve a WSGI application; no configuration file is needed."
+)
+@click.option(
+    "--asgi", metavar="MODULE[:NAME]", help="Serve an ASGI application; no configuration file is needed."
+)
+@click.option(
+    "--bind",
+    multiple=True,
+    metavar="ADDRESS",
+    help="host:port or unix:/path, may be repeated; else 127.0.0.1:8000.",
+)
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Workers; else one per CPU.")
+@click.option("--factory", is_flag=True, help="NAME is a function that gives the application.")
+@click.option("--chdir", metavar="DIR", help="Folder of the application; else the current one.")
+@click.option("--pythonpath", multiple=True, metavar="DIR", help="Import from DIR too; may be repeated.")
+@click.option("--python", metavar="FILE", help="Interpreter of the application, such as that of its venv.")
 @click.pass_context
-def command(context: click.Context) -> int:
+def command(context: click.Context, /, **flags: object) -> int:
     """Run the server in the foreground. SIGTERM or Ctrl-C stops it gracefully, a second one at once.
+
+    \b
+    Without a file:
+      trailboss serve --wsgi myproject.wsgi          Django, Flask
+      trailboss serve --asgi app:app                 FastAPI, Starlette
 
     Exit codes: 0 after a graceful stop; 1 when the start failed or the stop was forced; 2 for a wrong configuration.
     """
@@ -25,7 +54,7 @@ def command(context: click.Context) -> int:
     from trailboss.config import ConfigError
 
     try:
-        config = settings.load()
+        config = load(settings, flags)
     except ConfigError as error:
         raise ConfigurationWrong(str(error)) from error
     os.chdir(config.source.working_directory or ".")
@@ -41,6 +70,20 @@ def command(context: click.Context) -> int:
     finally:
         if settings.pid:
             remove_pid_file()
+
+
+def load(settings: Settings, flags: dict[str, object]) -> Config:
+    """Return the configuration of the file, of the flags, or of the flags over the file. Raises ConfigError, UsageError."""
+    from trailboss.cli.application import application_of, overrides_of
+
+    application = application_of(**flags)  # type: ignore[arg-type]  # click has checked them
+    if application is None:
+        return settings.load()
+    with_file = settings.config is not None
+    settings.overrides[:0] = overrides_of(application, with_file=with_file)
+    if not with_file and application.directory:
+        settings.workdir = application.directory
+    return settings.load(without_file=not with_file)
 
 
 def banner(settings: Settings) -> str:

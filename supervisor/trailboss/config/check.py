@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from trailboss.config.problems import Problem
 from trailboss.config.rules import pools
 from trailboss.config.schema import Command, Config, FileLoggerConfig, LogChannelConfig, LogsConfig
-from trailboss.config.values import format_duration, parse_address
+from trailboss.config.values import format_duration, parse_address, parse_http_address
 
 __all__ = ["check"]
 
@@ -34,6 +34,7 @@ def check(config: Config) -> list[Problem]:
         *_rpc(config),
         *_server(config),
         *_pools(config),
+        *_http(config),
         *_jobs(config),
         *_status(config),
         *_logs(config),
@@ -97,6 +98,14 @@ def _pools(config: Config) -> Iterator[Problem]:
                     f"longer than the whole life of a worker, ttl {format_duration(limits.ttl)}",
                     f"make ttl longer or {key} shorter",
                 )
+
+
+def _http(config: Config) -> Iterator[Problem]:
+    if config.http is None:
+        return
+    for address in config.http.address:
+        scheme, host, _ = parse_http_address(address)
+        yield from _listener(config, "http.address", f"unix://{host}" if scheme == "unix" else address)
 
 
 def _jobs(config: Config) -> Iterator[Problem]:

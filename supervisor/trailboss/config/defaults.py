@@ -33,6 +33,8 @@ _EXAMPLES: Final = {
     ("OnInitConfig", "command"): "[php, init.php]",
     ("StatusConfig", "address"): "127.0.0.1:2114",
     ("PipelineConfig", "driver"): "memory",
+    ("HttpConfig", "address"): "[127.0.0.1:8080]",
+    ("StaticConfig", "dir"): "public",
 }
 """Values shown for keys that have no default."""
 

@@ -54,6 +54,8 @@ class LoadRequest:
     """The environment; None: the process's own."""
     plugin_sections: Mapping[str, type] = field(default_factory=dict)
     """Section name -> dataclass of third-party plugins; found in `Config.extensions`."""
+    without_file: bool = False
+    """True: there is no file, `overrides` say everything."""
     require_version: bool = True
     """False lets an empty file without `version` pass, which `reset` needs for older Laravel Octane."""
 
@@ -112,13 +114,15 @@ class _Loading:
             raise ConfigError(sorted(self._findings.problems, key=key))
 
     def _locate(self) -> tuple[str, str]:
-        """Return the absolute paths of the root file and of the working directory."""
+        """Return the absolute paths of the root file ("" for none) and of the working directory."""
         request = self._request
         base = os.path.join(self._here, request.workdir or "")
         if "\x00" in base or (request.workdir and not os.path.isdir(base)):
             raise ConfigError(
                 [Problem(self._shown(base), 0, "-w", "there is no such folder", "create it or correct -w")]
             )
+        if request.without_file:
+            return "", os.path.normpath(base)
         if request.path is not None:
             path = os.path.normpath(os.path.join(base, request.path))
         else:
@@ -148,6 +152,9 @@ class _Loading:
         self._environ.update(self._added)
 
     def _read_root(self, path: str) -> Node:
+        if not path:
+            self._files.append(OVERRIDE_FILE)
+            return Node({}, "", OVERRIDE_FILE)
         self._files.append(self._shown(path))
         return self._read(path) or Node({}, "", self._shown(path))
 

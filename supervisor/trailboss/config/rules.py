@@ -10,20 +10,22 @@ from collections.abc import Iterator
 
 from trailboss.config.problems import Problem
 from trailboss.config.schema import Config, JobsConfig, PoolConfig
-from trailboss.config.values import is_loopback, parse_address
+from trailboss.config.values import is_loopback, parse_address, parse_http_address
 
 __all__ = ["contradictions", "pools"]
 
 
 def pools(config: Config) -> Iterator[tuple[str, PoolConfig]]:
     """Yield every pool with its dotted name."""
+    if config.http is not None:
+        yield "http.pool", config.http.pool
     if config.jobs is not None:
         yield "jobs.pool", config.jobs.pool
 
 
 def contradictions(config: Config) -> list[Problem]:
     """Return everything in the configuration that can never work."""
-    problems = [*_remote_rpc(config), *_commands(config)]
+    problems = [*_remote_rpc(config), *_http(config), *_commands(config)]
     for name, pool in pools(config):
         problems.extend(_quorum(config, name, pool))
     if config.jobs is not None:
@@ -48,6 +50,23 @@ def _remote_rpc(config: Config) -> Iterator[Problem]:
             "the address can be reached from other machines, and whoever reaches it controls the server",
             "use 127.0.0.1 or a unix socket, or set rpc.allow_remote: true",
         )
+
+
+def _http(config: Config) -> Iterator[Problem]:
+    if config.http is None:
+        return
+    if not config.http.address:
+        yield config.source.problem(
+            "http.address", "there is no address to listen on", "set http.address, for example 127.0.0.1:8080"
+        )
+    seen = set()
+    for index, address in enumerate(config.http.address):
+        parsed = parse_http_address(address)
+        if parsed in seen and parsed[0:3:2] != ("tcp", 0):
+            yield config.source.problem(
+                f"http.address[{index}]", "the address is listed twice", "remove one of the two"
+            )
+        seen.add(parsed)
 
 
 def _commands(config: Config) -> Iterator[Problem]:

@@ -19,7 +19,14 @@ from enum import Enum
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from trailboss.config.problems import Problem
-from trailboss.config.values import check_address, check_listen, check_log_target, check_relay
+from trailboss.config.values import (
+    check_address,
+    check_http_address,
+    check_listen,
+    check_log_target,
+    check_relay,
+    check_subnet,
+)
 
 __all__ = [
     "AS_ALLOCATE_TIMEOUT",
@@ -29,10 +36,14 @@ __all__ = [
     "Command",
     "Config",
     "ConfigSource",
+    "CorsConfig",
     "Duration",
     "EndureConfig",
     "Environment",
     "FileLoggerConfig",
+    "HeadersConfig",
+    "HttpConfig",
+    "HttpLimitsConfig",
     "JobsConfig",
     "JobsOptions",
     "Kind",
@@ -48,9 +59,12 @@ __all__ = [
     "PoolConfig",
     "RpcConfig",
     "SecondsOrDuration",
+    "SendfileConfig",
     "ServerConfig",
+    "StaticConfig",
     "StatusConfig",
     "SupervisorConfig",
+    "UploadsConfig",
     "key",
     "section_keys",
 ]
@@ -365,6 +379,141 @@ class JobsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class UploadsConfig:
+    """`http.uploads`: files of multipart forms on their way to the worker."""
+
+    dir: str = key("", "Folder of the temporary files; empty: the temp directory.")
+    forbid: tuple[str, ...] = key((), "Extensions that are refused (upload error 8); it wins over allow.")
+    allow: tuple[str, ...] = key((), "Extensions that are accepted; empty: all.")
+
+
+@dataclass(frozen=True, slots=True)
+class CorsConfig:
+    """`http.headers.cors`: cross-origin requests; preflights are answered without a worker."""
+
+    allowed_origin: tuple[str, ...] = key((), "Origins, `*` for any; one `*` inside a name is a wildcard.")
+    allowed_origin_regex: str = key(
+        "", "Regular expression an origin has to match; overrides allowed_origin."
+    )
+    allowed_headers: tuple[str, ...] = key((), "Request headers that are allowed, `*` for any.")
+    allowed_methods: tuple[str, ...] = key((), "Methods that are allowed.", default_text="GET, POST, HEAD")
+    allow_credentials: bool = key(False, "Allow cookies and other credentials.")
+    exposed_headers: tuple[str, ...] = key((), "Response headers that scripts may read.")
+    max_age: int = key(0, "How long a preflight may be remembered; 0: nothing is said.", "s", minimum=0)
+    options_success_status: int = key(200, "Status of the answer to a preflight.", minimum=200, maximum=299)
+    debug: bool = key(False, "Log why a cross-origin request was refused.")
+
+
+@dataclass(frozen=True, slots=True)
+class HeadersConfig:
+    """`http.headers`: headers that are added, and cross-origin rules; the middleware `headers` carries them out."""
+
+    request: Mapping[str, str] = key(dict, "Headers set on every request.")
+    response: Mapping[str, str] = key(dict, "Headers set on every response.")
+    underscores: Literal["drop", "allow"] = key(
+        "drop",
+        "What happens to request headers with an underscore in their name, which look the same as others to a worker; "
+        "works without the middleware too.",
+    )
+    cors: CorsConfig | None = key(None, "Cross-origin rules.")
+
+
+@dataclass(frozen=True, slots=True)
+class StaticConfig:
+    """`http.static`: files served without a worker; the middleware `static` carries it out."""
+
+    dir: str = key(..., "Folder of the files; nothing outside is ever served.")
+    forbid: tuple[str, ...] = key((), "Extensions that are never served; it wins over allow.")
+    allow: tuple[str, ...] = key((), "Extensions that are served; empty: all.")
+    calculate_etag: bool = key(False, "Send an ETag made from the content.")
+    weak: bool = key(False, "Make the ETag a weak one, from name, size and time instead of the content.")
+    request: Mapping[str, str] = key(dict, "Headers set on requests for files.")
+    response: Mapping[str, str] = key(dict, "Headers set on responses with files.")
+    serve_dotfiles: bool = key(False, "Serve files and folders whose name begins with a dot.")
+    serve_php: bool = key(False, "Serve .php files as text.")
+
+
+@dataclass(frozen=True, slots=True)
+class SendfileConfig:
+    """`http.sendfile`: files that a worker names in X-Sendfile; the middleware `sendfile` carries it out."""
+
+    root: str = key("", "Folder the files have to be in; empty: the working directory.")
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimitsConfig:
+    """`http.limits`: what one client may take, in bytes, time and number."""
+
+    request_line: int = key(8192, "Longest request line; 414 beyond.", "bytes", minimum=64)
+    head: int = key(
+        65_536,
+        "Longest head of a request, its line included; 431 beyond.",
+        "bytes",
+        minimum=256,
+        maximum=1 << 20,
+    )
+    header_count: int = key(100, "Headers of one request; 431 beyond.", minimum=1, maximum=10_000)
+    chunk_extension: int = key(
+        1024, "Chunk extensions of one request in total; 400 beyond.", "bytes", minimum=0
+    )
+    head_timeout: Duration = key(
+        10.0, "A head that has begun must be complete within this time, as must the first one; 408 beyond."
+    )
+    body_rate: int = key(
+        1024, "Least bytes per second of a body once body_grace is over; 0: any.", "bytes/s", minimum=0
+    )
+    body_grace: Duration = key(10.0, "Time a body may take before body_rate is asked for.")
+    idle_timeout: Duration = key(75.0, "A kept connection is closed after this time without a request.")
+    write_timeout: Duration = key(30.0, "A client that takes none of its answer for this long is cut off.")
+    max_connections: int = key(10_000, "Connections at the same time; more are closed at once.", minimum=1)
+    body_memory: Megabytes = key(1, "Part of one body kept in memory; more goes to a file.", "MB", minimum=0)
+    body_memory_total: Megabytes = key(
+        64, "Bodies kept in memory, all together; more goes to files.", "MB", minimum=0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """`http`: the web server and the workers behind it."""
+
+    address: tuple[str, ...] = key(
+        ...,
+        "host:port or unix:/path; several as a list. An empty host means every interface.",
+        check=check_http_address,
+    )
+    internal_error_code: int = key(
+        500,
+        "Status where the worker failed. Another value than 500 also replaces 502, 503 and 504.",
+        minimum=400,
+        maximum=599,
+    )
+    max_request_size: Megabytes = key(1000, "Largest body; 413 beyond.", "MB", minimum=1, maximum=4095)
+    raw_body: bool = key(False, "Leave forms as they are; otherwise they are parsed for the worker.")
+    access_logs: bool = key(
+        False, "Log `http access log` with host, user agent and more instead of the short `http log`."
+    )
+    middleware: tuple[str, ...] = key((), "Middleware by name; the last one sees the request first.")
+    trusted_subnets: tuple[str, ...] = key(
+        (), "Proxies whose word on the client's address is believed.", check=check_subnet
+    )
+    uploads: UploadsConfig = key(UploadsConfig, "Uploaded files.")
+    headers: HeadersConfig = key(HeadersConfig, "Headers and cross-origin rules.")
+    static: StaticConfig | None = key(None, "Files served without a worker.")
+    sendfile: SendfileConfig = key(SendfileConfig, "Files named by the worker.")
+    pool: PoolConfig = key(PoolConfig, "Workers that answer the requests.")
+    codec: Literal["auto", "json", "proto", "msgpack"] = key(
+        "auto", "How a request is written for the worker; auto: json, which every SDK reads."
+    )
+    retry: bool = key(
+        True, "Give a GET or HEAD whose worker died before it answered to another worker, once."
+    )
+    on_disconnect: Literal["finish", "stop"] = key(
+        "finish", "What happens to a running request whose client has gone."
+    )
+    limits: HttpLimitsConfig = key(HttpLimitsConfig, "Limits of one client.")
+
+
+@dataclass(frozen=True, slots=True)
 class StatusConfig:
     """`status`: health, ready, jobs and state over HTTP."""
 
@@ -531,6 +680,7 @@ class Config:
     version: str = key("3", 'Version of the format, "3"; every file must say it.')
     rpc: RpcConfig = key(RpcConfig, "The RPC port.")
     server: ServerConfig | None = key(None, "How workers are started.")
+    http: HttpConfig | None = key(None, "The web server and its workers.")
     jobs: JobsConfig | None = key(None, "Queues and their workers.")
     status: StatusConfig | None = key(None, "Health and readiness over HTTP.")
     logs: LogsConfig = key(LogsConfig, "Logging.")
@@ -567,7 +717,6 @@ UNAVAILABLE_SECTIONS: Final[Mapping[str, tuple[str, str]]] = {
     **{
         name: (f"the {name} plugin is not available in this version of Trailboss", _LATER)
         for name in (
-            "http",
             "kv",
             "metrics",
             "service",
@@ -608,6 +757,18 @@ UNAVAILABLE_KEYS: Final[Mapping[type, Mapping[str, tuple[str, str]]]] = {
             "the dynamic allocator is not available in this version of Trailboss",
             "remove it and set num_workers to the number of workers wanted at peak",
         )
+    },
+    HttpConfig: {
+        "ssl": (
+            "TLS is not available yet in this version of Trailboss",
+            "remove the key and put a proxy that speaks TLS in front",
+        ),
+        "http2": ("HTTP/2 is not available yet in this version of Trailboss", "remove the key"),
+        "http3": ("HTTP/3 is not available yet in this version of Trailboss", "remove the key"),
+        "fcgi": (
+            "FastCGI is not available yet in this version of Trailboss",
+            "remove the key and let the web server in front speak HTTP",
+        ),
     },
     JobsConfig: {
         "pools": (

@@ -7,19 +7,23 @@ other scripts' digits, and is quadratic in the length of its text.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Final
 
 __all__ = [
     "Address",
     "check_address",
+    "check_http_address",
     "check_listen",
     "check_log_target",
     "check_relay",
+    "check_subnet",
     "format_duration",
     "is_loopback",
     "parse_address",
     "parse_duration",
+    "parse_http_address",
     "parse_integer",
 ]
 
@@ -123,6 +127,13 @@ def parse_address(text: str) -> Address:
     return ("tcp", host, port)
 
 
+def parse_http_address(text: str) -> Address:
+    """Split an address of the web server: as `parse_address`, and `unix:path` too. Raises ValueError saying what is wrong."""
+    if text.startswith("unix:") and not text.startswith("unix://"):
+        text = f"unix://{text[len('unix:') :]}"
+    return parse_address(text)
+
+
 def is_loopback(host: str) -> bool:
     """Say whether a host of an address can only be reached from this machine; an empty host means every interface."""
     if host.lower() in ("localhost", "::1"):
@@ -153,6 +164,27 @@ def check_address(text: str) -> tuple[str, str] | None:
     except ValueError as error:
         return (f"not an address: {error}", remedy)
     return None if scheme == "tcp" else ("a unix socket is not possible here", remedy)
+
+
+def check_http_address(text: str) -> tuple[str, str] | None:
+    """Judge one address of the web server: host:port or unix:path."""
+    try:
+        parse_http_address(text)
+    except ValueError as error:
+        return (
+            f"not an address: {error}",
+            "write host:port, for example 127.0.0.1:8080, or unix:/path/to.sock",
+        )
+    return None
+
+
+def check_subnet(text: str) -> tuple[str, str] | None:
+    """Judge one network: an address, or an address and a prefix length."""
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return ("not a network", "write address/bits, for example 10.0.0.0/8")
+    return None
 
 
 def check_log_target(text: str) -> tuple[str, str] | None:

@@ -8,6 +8,10 @@ Exactly one exec is under way on a lane, so a worker that speaks while it has no
 has broken the protocol: the text is kept for the log, the worker replaced, and no byte of it is used (wire protocol
 2.5, 2.9).
 
+An exec submitted with `on_part` is a Ticket: its answer may come as a stream, frames with the STREAM bit and a last
+one without (wire protocol 2.8). Each part is handed on as it comes; a receiver that wants no more for now pauses the
+worker's pipe, one that has gone has the worker told to stop, and killed if it goes on regardless.
+
 Hot path: the first 16 bytes of an answer (header and its one option) repeat themselves; a header that was checked
 once is found again in a dictionary, and the frame needs no second look. Anything unusual goes through the decoder.
 """
@@ -26,19 +30,43 @@ from trailboss.log import logger
 from trailboss.workers.outcome import Answer, ExecFailed, ExecTimeout, Outcome, SoftError, WorkerDied
 from trailboss_worker.protocol.control import STOP_ANSWER_CONTEXT
 from trailboss_worker.protocol.errors import FrameError, RemoteProtocolError
-from trailboss_worker.protocol.frames import CONTROL, ERROR, PING, STREAM, Frame, FrameDecoder
+from trailboss_worker.protocol.frames import (
+    CONTROL,
+    ERROR,
+    PING,
+    PONG,
+    STOP,
+    STREAM,
+    Frame,
+    FrameDecoder,
+    encode_frame,
+)
 
 if TYPE_CHECKING:
     from trailboss.reactor import Reactor
     from trailboss.workers.pool import Pool
 
-__all__ = ["MOVES_MAX", "Breach", "Exec", "Lane", "LaneOwner", "request_header"]
+__all__ = [
+    "MOVES_MAX",
+    "Breach",
+    "Exec",
+    "FileBody",
+    "Lane",
+    "LaneOwner",
+    "OnPart",
+    "Ticket",
+    "request_header",
+]
 
 log = logger("server")
 
 READ_SIZE = 65536
 #: Checked answer headers and built request headers that are remembered; both are cleared when full.
 HEADER_CACHE_MAX = 4096
+#: Headers of longer payloads are not remembered; a body in a file is longer than that.
+SMALL_PAYLOAD_MAX = 1 << 20
+#: So much of a body in a file is read and sent at a time.
+FILE_PIECE_SIZE = 1 << 18
 #: A frame that has begun must have its 12 header bytes within this time, else it is stray text.
 STRAY_SECONDS_MAX = 1.0
 #: A worker that closed its standard input while its request was being sent may still answer within this time.
@@ -48,6 +76,11 @@ DEAF_SECONDS_MAX = 1.0
 MOVES_MAX = 10
 
 OnOutcome = Callable[[Outcome], None]
+OnPart = Callable[[int, bytes, bytes], bool]
+"""Receiver of one part of a stream: flags, context, body. False: no more for now, until `Ticket.resume`."""
+
+_PONG_FRAME = encode_frame(b"", stream=PONG)
+_STOP_FRAME = encode_frame(b"", stream=STOP)
 
 _answer_headers: dict[bytes, tuple[int, int, int]] = {}
 _request_headers: dict[tuple[int, int, int], bytes] = {}
@@ -67,9 +100,10 @@ def request_header(flags: int, context_length: int, payload_length: int) -> byte
             raise OverflowError(f"a frame cannot hold {payload_length} bytes")
         front = _pack_front(0x14, flags, payload_length)
         header = front + _pack_rest(zlib.crc32(front), 0, 0, context_length)
-        if len(_request_headers) >= HEADER_CACHE_MAX:
-            _request_headers.clear()
-        _request_headers[key] = header
+        if payload_length <= SMALL_PAYLOAD_MAX:
+            if len(_request_headers) >= HEADER_CACHE_MAX:
+                _request_headers.clear()
+            _request_headers[key] = header
     return header
 
 
@@ -87,12 +121,52 @@ class Breach:
         self.hint = hint
 
 
+class FileBody:
+    """A body of more than SMALL_PAYLOAD_MAX bytes in a file, read as it is sent, so that it never lies in memory.
+
+    It has a descriptor of its own; whoever made it closes it when the exec has its outcome, not before.
+    """
+
+    __slots__ = ("_fd", "_size")
+
+    def __init__(self, fd: int, size: int) -> None:
+        """Duplicate `fd`. Raises OSError, and ValueError for a body that belongs into memory."""
+        if size <= SMALL_PAYLOAD_MAX:
+            raise ValueError(f"a body of {size} bytes is sent from memory")
+        self._fd = os.dup(fd)
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def piece(self, offset: int) -> bytes:
+        """What follows `offset`, at least a byte. Raises OSError, also for a file that is shorter than it was."""
+        data = os.pread(self._fd, min(FILE_PIECE_SIZE, self._size - offset), offset)
+        if not data:
+            raise OSError("the file is shorter than it was")
+        return data
+
+    def close(self) -> None:
+        """Close the descriptor; may be called again."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+
 class Exec:
     """One payload that waits or runs. Only the pool's queue and the unusual paths need an object of it."""
 
     __slots__ = ("body", "context", "deadline", "flags", "label", "moves", "on_outcome")
 
-    def __init__(self, context: bytes, body: bytes, flags: int, on_outcome: OnOutcome, label: str) -> None:
+    #: What a Ticket has of its own; here they are constants, which cost an exec of a job nothing.
+    on_part: OnPart | None = None
+    parts = 0
+    paused = False
+    cancelled = False
+
+    def __init__(
+        self, context: bytes, body: bytes | FileBody, flags: int, on_outcome: OnOutcome, label: str
+    ) -> None:
         self.context = context
         self.body = body
         self.flags = flags
@@ -100,6 +174,73 @@ class Exec:
         self.label = label
         self.deadline = 0.0
         self.moves = 0
+
+
+class Ticket(Exec):
+    """An exec whose answer may come in parts, and the submitter's hold on it. All calls belong on the reactor.
+
+    It ends like every exec with exactly one outcome. For a stream that is the Answer of its last frame, which comes
+    after all parts, or what cut it short.
+    """
+
+    __slots__ = ("_pool", "cancelled", "lane", "on_part", "parts", "paused", "stop_sent", "stream_timeout")
+
+    def __init__(
+        self,
+        pool: Pool,
+        context: bytes,
+        body: bytes | FileBody,
+        flags: int,
+        on_outcome: OnOutcome,
+        label: str,
+        on_part: OnPart,
+    ) -> None:
+        super().__init__(context, body, flags, on_outcome, label)
+        self._pool = pool
+        self.on_part: OnPart = on_part
+        #: Frames of its stream so far.
+        self.parts = 0
+        #: The receiver wants no more for now.
+        self.paused = False
+        #: Nobody wants the rest.
+        self.cancelled = False
+        self.stop_sent = False
+        self.stream_timeout = 0.0
+        #: The lane its stream comes from, None before the first part.
+        self.lane: Lane | None = None
+
+    def resume(self) -> None:
+        """Go on after a pause; does nothing without one. Parts that wait are handed out soon, not before it returns."""
+        if self.paused:
+            self.paused = False
+            lane = self.lane
+            if lane is not None and lane.current is self and not lane.closed:
+                lane.resume_stream(self)
+
+    def cancel_stream(self, stream_timeout: float) -> None:
+        """Say that nobody wants the answer any more; `on_part` is not called again.
+
+        An exec that still waits for a worker is withdrawn, and its outcome is an ExecFailed that says so. A stream is
+        told to stop, now or at its first part, and has `stream_timeout` seconds from then on to end; then its worker
+        is killed. A worker that answers in one piece finishes as ever. Calling it again changes nothing.
+        """
+        if self.cancelled:
+            return
+        self.cancelled = True
+        self.stream_timeout = stream_timeout
+        if self._pool.withdraw(self):
+            return
+        lane = self.lane
+        if lane is not None and lane.current is self and not lane.closed:
+            lane.stop_stream(self)
+
+    def kill_after(self, seconds: float) -> None:
+        """Kill the worker if it still has this exec in `seconds`, whatever it does by then. For answers nobody wants."""
+        lane = self._pool.lane_of(self)
+        if lane is not None:
+            lane.kill_after(
+                self, seconds, f"nobody wanted its answer any more and it had not ended {seconds:g} s later"
+            )
 
 
 class LaneOwner:
@@ -126,11 +267,14 @@ class Lane:
         "_deaf",
         "_decoder",
         "_expiry",
+        "_file",
+        "_file_position",
         "_owner",
         "_pending",
         "_pool",
         "_reactor",
         "_stray_since",
+        "_tail",
         "asked_to_stop",
         "closed",
         "current",
@@ -171,7 +315,11 @@ class Lane:
         self._decoder = decoder if decoder is not None else FrameDecoder(payload_cap)
         #: The decoder holds no byte of an unfinished frame.
         self._clean = not self._decoder.buffered
+        #: What is left of a frame that is being sent: this, then the rest of the file, then the tail.
         self._pending: memoryview | None = None
+        self._file: FileBody | None = None
+        self._file_position = 0
+        self._tail = b""
         #: Its entry in the wheel, None while there is none.
         self._expiry: _Expiry | None = None
         #: It has closed its standard input: this exec is its last.
@@ -210,6 +358,7 @@ class Lane:
         if not self.closed:
             self.closed = True
             self._pending = None
+            self._file = None
             if self._expiry is not None:
                 self._expiry.lane = None
             self._reactor.unregister(self.read_fd)
@@ -234,7 +383,9 @@ class Lane:
             except (OverflowError, struct.error) as error:
                 self._refuse_unsendable(exec_, error)
                 return True
-        frame = header + context + body
+            if type(body) is FileBody:
+                return self._start_file(exec_, header + context, body)
+        frame = header + context + body  # type: ignore[operator] # the header of a file is never a remembered one
         self.current = exec_
         self.started_at = now = self._reactor.now
         try:
@@ -253,6 +404,32 @@ class Lane:
             if self._expiry is None:
                 self._expiry = _Expiry(self)
                 self._reactor.wheel.add(self.deadline, self._expiry)
+        return True
+
+    def _start_file(self, exec_: Exec, head: bytes, body: FileBody) -> bool:
+        """`start` for a body that is read while it is sent."""
+        self.current = exec_
+        self.started_at = now = self._reactor.now
+        try:
+            sent = os.write(self.write_fd, head)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.current = None
+            self._break(Breach("closed its pipes", f"cannot write to the worker: {error.strerror}"))
+            return False
+        self._file = body
+        self._file_position = 0
+        self._reactor.want_write(self.write_fd, True)
+        if self.exec_ttl:
+            self.deadline = now + self.exec_ttl
+            if self._expiry is None:
+                self._expiry = _Expiry(self)
+                self._reactor.wheel.add(self.deadline, self._expiry)
+        if sent < len(head):
+            self._pending = memoryview(head)[sent:]
+        else:
+            self._read_on()
         return True
 
     def _refuse_unsendable(self, exec_: Exec, error: Exception) -> None:
@@ -293,13 +470,34 @@ class Lane:
             return
         if sent == len(pending):
             self._pending = None
-            self._reactor.want_write(self.write_fd, False)
+            if self._file is not None:
+                self._read_on()
+            elif self._tail:
+                self._pending, self._tail = memoryview(self._tail), b""
+            else:
+                self._reactor.want_write(self.write_fd, False)
         else:
             self._pending = pending[sent:]
+
+    def _read_on(self) -> None:
+        """The next piece of a body in a file; it is sent when the worker has room again."""
+        file = self._file
+        assert file is not None
+        try:
+            piece = file.piece(self._file_position)
+        except OSError as error:
+            self._break(Breach("internal error", f"a request's body could not be read: {error}"))
+            return
+        self._file_position += len(piece)
+        self._pending = memoryview(piece)
+        if self._file_position >= len(file):
+            self._file = None
 
     def _go_deaf(self, error: OSError) -> None:
         """It reads no more of its request. It may have answered early, then closed: that is read before judging."""
         self._pending = None
+        self._file = None
+        self._tail = b""
         self._deaf = True
         if self.read_fd == self.write_fd:
             self._reactor.want_write(self.write_fd, False)
@@ -340,7 +538,12 @@ class Lane:
             self._spoke_unasked(data)
         else:
             self._decoder.feed(data)
-            self._take_frames(data)
+            if exec_.paused:
+                self._clean = False  # for `resume_stream`
+            else:
+                self._take_frames(data)
+                if exec_.on_part is not None:
+                    self._take_more(exec_)
 
     def request_is_unread(self) -> bool:
         """Whether the request under way lies whole in the worker's pipe: it died without having seen a byte of it.
@@ -368,9 +571,12 @@ class Lane:
             if not data:
                 return
             limit -= len(data)
-            if self.current is not None:
+            exec_ = self.current
+            if exec_ is not None:
                 self._decoder.feed(data)
                 self._take_frames(data)
+                if exec_.on_part is not None:
+                    self._take_more(exec_, to_the_end=True)
 
     def _take_frames(self, data: bytes) -> None:
         try:
@@ -408,9 +614,16 @@ class Lane:
             )
             return
         if frame.flags & ERROR:
-            self._finish(exec_, SoftError(payload.decode("utf-8", "replace")))
+            error = SoftError(payload.decode("utf-8", "replace"))
+            if exec_.parts:
+                self._break_off(exec_, error)
+            else:
+                self._finish(exec_, error)
             return
-        if frame.stream & (STREAM | PING):
+        if frame.stream & STREAM and isinstance(exec_, Ticket):
+            self._on_part(exec_, frame)
+            return
+        if frame.stream & (STREAM | PING) and exec_.on_part is None:
             self._break(
                 Breach("protocol violation", "the worker answered with a stream, which jobs do not take")
             )
@@ -460,6 +673,9 @@ class Lane:
             pool.lane_idle(self)
 
     def _worker_asks_to_stop(self, exec_: Exec) -> None:
+        if exec_.parts:  # only the first frame of an answer can mean that
+            self._finish(exec_, Answer(0, STOP_ANSWER_CONTEXT, b""))
+            return
         self.current = None
         self.retiring = True
         self.asked_to_stop = True
@@ -476,9 +692,118 @@ class Lane:
         else:
             self._pool.resubmit(exec_)
 
+    # --- streams ----------------------------------------------------------------------------------------------------
+
+    def _on_part(self, ticket: Ticket, frame: Frame) -> None:
+        """One frame of a stream: the limit starts anew, a ping is answered, the receiver gets the part."""
+        try:
+            context, body = _split(frame)
+        except RemoteProtocolError as error:
+            self._break(Breach("protocol violation", str(error), frame.payload[:256]))
+            return
+        ticket.parts += 1
+        ticket.lane = self
+        if self.exec_ttl:
+            self.deadline = self._reactor.now + self.exec_ttl
+        if ticket.cancelled:
+            self.stop_stream(ticket)
+            return
+        if frame.stream & PING and ticket.parts > 1 and self._pending is None:
+            self._say(_PONG_FRAME)
+        try:
+            wants_more = ticket.on_part(frame.flags, context, body)
+        except Exception:
+            log.exception("the receiver of a stream failed", pid=self.pid, pool=self._pool.name)
+            ticket.cancel_stream(DEAF_SECONDS_MAX)
+            return
+        if wants_more is False and not ticket.cancelled and self.current is ticket and not self.closed:
+            ticket.paused = True
+            self._reactor.pause_read(self.read_fd, True)
+
+    def _take_more(self, exec_: Exec, *, to_the_end: bool = False) -> None:
+        """Frames of a stream that have been read already; those behind a pause wait, unless the worker has gone."""
+        while self.current is exec_ and not self.closed and not self._clean:
+            if exec_.paused and not to_the_end:
+                return
+            before = self._decoder.buffered
+            self._take_frames(b"")
+            if self._decoder.buffered == before:
+                return
+
+    def resume_stream(self, ticket: Ticket) -> None:
+        """The receiver wants more again."""
+        if self.exec_ttl:
+            self.deadline = self._reactor.now + self.exec_ttl
+        self._reactor.pause_read(self.read_fd, False)
+        if not self._clean:
+            self._reactor.call_soon(lambda: self._take_more(ticket))
+
+    def stop_stream(self, ticket: Ticket) -> None:
+        """Tell the worker to stop, once, and see to it that it does. What it says until then is dropped."""
+        if ticket.stop_sent:
+            return
+        ticket.stop_sent = True
+        pending = self._pending
+        if pending is None:
+            self._say(_STOP_FRAME)
+        else:
+            # It speaks before it has read its request: behind the rest of that.
+            self._tail = _STOP_FRAME
+        seconds = ticket.stream_timeout
+        self.kill_after(
+            ticket, seconds, f"it did not end its stream within {seconds:g} s of being told to stop"
+        )
+        if ticket.paused:
+            ticket.paused = False
+            self.resume_stream(ticket)
+
+    def kill_after(self, exec_: Exec, seconds: float, text: str) -> None:
+        """Give this worker up if it still has `exec_` in `seconds`."""
+
+        def judge(_now: float) -> None:
+            if self.current is exec_:
+                self._break(Breach("stream timeout", text))
+
+        self._reactor.wheel.add(self._reactor.now + seconds, judge)
+
+    def _say(self, frame: bytes) -> None:
+        """Send a small frame into a running exec."""
+        if self._deaf:
+            return
+        try:
+            sent = os.write(self.write_fd, frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._go_deaf(error)
+            return
+        if sent < len(frame):
+            self._pending = memoryview(frame)[sent:]
+            self._reactor.want_write(self.write_fd, True)
+
+    def _break_off(self, exec_: Exec, error: SoftError) -> None:
+        """An error in the middle of a stream: what was sent is not whole, and where the worker stands is unknown."""
+        self.current = None
+        self.executions += 1
+        self._pool.executions += 1
+        try:
+            exec_.on_outcome(error)
+        except Exception:
+            log.exception("the receiver of an outcome failed", pid=self.pid, pool=self._pool.name)
+        self._break(
+            Breach("error in a stream", f"the worker reported an error in the middle of a stream: {error}")
+        )
+
     # --- trouble ----------------------------------------------------------------------------------------------------
 
     def _on_eof(self) -> None:
+        exec_ = self.current
+        if exec_ is not None and exec_.on_part is not None:
+            # What it said before it went counts, also where the receiver had asked for a pause.
+            self.retiring = True  # should that end the exec, there is no next one
+            self._take_more(exec_, to_the_end=True)
+            if self.closed:
+                return
         self._decoder.feed_eof()
         pending = self._decoder.pending_bytes(256)
         what = "connection" if self.read_fd == self.write_fd else "standard output"
@@ -542,6 +867,8 @@ class Lane:
         exec_ = self.current
         if exec_ is None or expiry is None:
             return
+        if exec_.paused:  # it is the receiver that is slow
+            self.deadline = now + self.exec_ttl
         if now < self.deadline:  # another exec by now
             self._expiry = expiry
             self._reactor.wheel.add(self.deadline, expiry)

@@ -21,7 +21,7 @@ import trio
 
 from trailboss.config.schema import PoolConfig
 from trailboss.log import logger
-from trailboss.workers.lane import Exec, Lane, OnOutcome
+from trailboss.workers.lane import Exec, FileBody, Lane, OnOutcome, OnPart, Ticket
 from trailboss.workers.limits import Limits, RetireCause
 from trailboss.workers.outcome import (
     Answer,
@@ -222,20 +222,53 @@ class Pool:
 
     # --- execs, on the data plane -----------------------------------------------------------------------------------
 
-    def submit(self, context: bytes, body: bytes, flags: int, on_outcome: OnOutcome, label: str = "") -> None:
+    def submit(
+        self,
+        context: bytes,
+        body: bytes | FileBody,
+        flags: int,
+        on_outcome: OnOutcome,
+        label: str = "",
+        on_part: OnPart | None = None,
+    ) -> Ticket | None:
         """Give one payload to a worker; `on_outcome` is called exactly once with what becomes of it.
 
         It may be called before `submit` returns when the exec is refused at once (QueueFull, PoolDegraded, PoolClosed).
         Never raises. `label` says what it is, for death records and status.
+
+        With `on_part` the worker may answer with a stream: `on_part` is called for each frame of it but the last, which
+        is the outcome, and the Ticket returned (None without `on_part`) resumes and cancels it.
         """
         if not self._reactor.in_batch:
             self._reactor.touch()
-        exec_ = Exec(context, body, flags, on_outcome, label)
+        ticket = None
+        if on_part is None:
+            exec_ = Exec(context, body, flags, on_outcome, label)
+        else:
+            exec_ = ticket = Ticket(self, context, body, flags, on_outcome, label, on_part)
         if context or body:
             self._dispatch(exec_)
         else:
             # The PHP SDK takes an empty payload for the order to end (wire protocol 2.5).
             self._refuse(exec_, ExecFailed("a payload needs a context or a body"))
+        return ticket
+
+    def withdraw(self, ticket: Ticket) -> bool:
+        """Take `ticket` out of the queue and give it its outcome. False if it does not wait there."""
+        try:
+            self._queue.remove(ticket)
+        except ValueError:
+            return False
+        self._deliver(ticket, ExecFailed("withdrawn: nobody wanted the answer any more; nothing was sent"))
+        return True
+
+    def lane_of(self, exec_: Exec) -> Lane | None:
+        """The lane that has `exec_` now, or None."""
+        for slot in self._slots:
+            lane = slot.worker.lane if slot.worker is not None else None
+            if lane is not None and lane.current is exec_ and not lane.closed:
+                return lane
+        return None
 
     def _dispatch(self, exec_: Exec) -> None:
         idle = self._idle
@@ -262,6 +295,9 @@ class Pool:
 
     def resubmit(self, exec_: Exec) -> None:
         """The worker that had it never answered it: it goes to the head of the queue (or to an idle worker)."""
+        if exec_.cancelled:
+            self._deliver(exec_, ExecFailed("withdrawn: nobody wanted the answer any more"))
+            return
         idle = self._idle
         while idle:
             lane = idle.pop()

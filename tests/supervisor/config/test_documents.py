@@ -13,6 +13,7 @@ from trailboss.config.defaults import defaults_yaml, json_schema, json_schema_te
 from trailboss.config.schema import (
     Config,
     ConfigSource,
+    HttpConfig,
     JobsConfig,
     MemoryPipelineConfig,
     OtelConfig,
@@ -51,6 +52,7 @@ def test_loading_the_defaults_gives_the_defaults(folder: Folder) -> None:
     assert config.notes == ()
     assert dataclasses.replace(config, source=ConfigSource()) == Config(
         server=ServerConfig(command=("php", "worker.php")),
+        http=HttpConfig(address=("127.0.0.1:8080",)),
         jobs=JobsConfig(),
         status=StatusConfig(address="127.0.0.1:2114"),
         otel=OtelConfig(),

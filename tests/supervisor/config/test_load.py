@@ -270,8 +270,8 @@ def test_sections_of_missing_plugins_are_named(folder: Folder, name: str) -> Non
 
     assert [f".rr.yaml:2: {name}: {'; '.join(UNAVAILABLE_SECTIONS[name])}"] == lines
     assert (
-        ".rr.yaml:2: http: the http plugin is not available in this version of Trailboss"
-        in folder.refuse(HEAD + "HTTP: {}\n")[0]
+        ".rr.yaml:2: kv: the kv plugin is not available in this version of Trailboss"
+        in folder.refuse(HEAD + "KV: {}\n")[0]
     )
 
 
@@ -281,7 +281,7 @@ def test_all_errors_of_all_files_come_at_once(folder: Folder) -> None:
     folder.write("version: '3'\nlogs: [\n", "b.yaml")
     lines = folder.refuse(
         HEAD
-        + "include: [a.yaml, b.yaml, none.yaml]\nstatus: {}\nhttp: {}\nendure: {grace_period: '${}', x: 1}\n",
+        + "include: [a.yaml, b.yaml, none.yaml]\nstatus: {}\nkv: {}\nendure: {grace_period: '${}', x: 1}\n",
         "otel.exporter=zipkin",
         "nonsense",
     )

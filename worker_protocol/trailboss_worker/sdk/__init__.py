@@ -1,4 +1,4 @@
-"""The worker SDK: `Worker` and `Consumer` receive work, `RPC` and its wrappers call the server.
+"""The worker SDK: `Worker`, `Consumer` and `HttpWorker` receive work, `RPC` and its wrappers call the server.
 
 Everything is importable from here; each name is loaded at its first use, so that a worker which never calls
 the server does not pay for sockets and threads at its start.
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from trailboss_worker.sdk.consumer import Consumer as Consumer
     from trailboss_worker.sdk.consumer import Task as Task
     from trailboss_worker.sdk.consumer import TaskError as TaskError
+    from trailboss_worker.sdk.http import HttpWorker as HttpWorker
+    from trailboss_worker.sdk.http import Request as Request
     from trailboss_worker.sdk.relay import Relay as Relay
     from trailboss_worker.sdk.relay import RelayError as RelayError
     from trailboss_worker.sdk.relay import open_relay as open_relay
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "consumer": ("Consumer", "Task", "TaskError"),
+    "http": ("HttpWorker", "Request"),
     "relay": ("Relay", "RelayError", "open_relay"),
     "rpc": ("RPC",),
     "rpc_errors": (

@@ -1,0 +1,1 @@
+"""The web server: connections on one side, workers on the other, middleware between."""

@@ -1,0 +1,82 @@
+"""What all connections of the web server share: limits, the handler, bodies, the clock of the Date header, the counts.
+
+A Front knows no socket. Connections come and go in `connections`; `in_flight` counts requests that a handler has and has
+not ended, whether their client is still there or not, so a drain waits for the workers too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import TYPE_CHECKING
+
+from trailboss.plugins.http.limits import Limits
+from trailboss.plugins.http.message import Handler, Request, Responder
+from trailboss.plugins.http.spool import Spool
+from trailboss.reactor import Reactor
+
+if TYPE_CHECKING:
+    from trailboss.plugins.http.connection import Connection
+
+__all__ = ["Counters", "Front"]
+
+
+@dataclass(slots=True)
+class Counters:
+    """What has happened since the start."""
+
+    connections: int = 0  #: accepted
+    turned_away: int = 0  #: closed at once, http.limits.max_connections
+    requests: int = 0  #: handed to the handler
+    refusals: int = 0  #: requests that were not
+    timeouts: int = 0  #: connections ended for their slowness
+
+
+class Front:
+    """State shared by the connections of one web server; all of it belongs to the reactor."""
+
+    def __init__(self, reactor: Reactor, limits: Limits, spool: Spool, handler: Handler) -> None:
+        self.reactor = reactor
+        self.limits = limits
+        self.spool = spool
+        self.handler = handler
+        self.connections: set[Connection] = set()
+        self.in_flight = 0
+        #: Answers end their connection from now on.
+        self.draining = False
+        #: Called while draining whenever a request or a connection has ended.
+        self.on_progress: Callable[[], None] | None = None
+        self.counters = Counters()
+        self.date_line = b""
+        self.date_until = 0.0
+
+    def refresh_date(self) -> None:
+        """Write the Date header anew; it holds until `date_until`."""
+        wall = time.time()
+        self.date_line = f"Date: {formatdate(wall, usegmt=True)}\r\n".encode()
+        self.date_until = self.reactor.now + 1.0 - wall % 1.0
+
+    def refuse_requests(self, reason: str) -> None:
+        """Answer every further request with 503 and end its connection."""
+
+        def refuse(_request: Request, responder: Responder) -> None:
+            responder.fail(503, reason, retry_after=1, close=True)
+
+        self.handler = refuse
+
+    def close_idle(self, quiet_since: float) -> None:
+        """Close connections between two requests on which nothing has happened after `quiet_since`."""
+        for connection in list(self.connections):
+            connection.close_if_idle(quiet_since)
+
+    @property
+    def open_count(self) -> int:
+        """Connections on which somebody may still get an answer."""
+        return sum(1 for connection in self.connections if not connection.is_leaving)
+
+    def close_all(self) -> None:
+        """Close every connection, whatever is under way."""
+        for connection in list(self.connections):
+            connection.close()

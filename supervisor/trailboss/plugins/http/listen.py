@@ -1,0 +1,254 @@
+"""The listening end: bind the addresses of `http.address` with clear errors, and accept what comes.
+
+Binding happens when the workers are ready, so a client that gets a connection gets an answer. What goes wrong while
+accepting (no descriptor left, a peer gone again) never ends a listener: it pauses and goes on. Beyond
+`http.limits.max_connections` a connection is closed at once, and that is logged once a minute.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from typing import Final
+
+from trailboss.config.values import parse_http_address
+from trailboss.log import logger
+from trailboss.plugins.http.connection import Connection
+from trailboss.plugins.http.front import Front
+
+__all__ = ["AddressError", "BoundSocket", "Listener", "bind"]
+
+log = logger("http")
+
+BACKLOG: Final = 4096
+#: Connections accepted before others on the data plane get their turn.
+ACCEPTS_PER_TURN: Final = 64
+#: Pause after accept has failed for lack of descriptors or memory.
+BACK_OFF_SECONDS: Final = 0.1
+#: The same complaint is logged once in this time.
+COMPLAINT_SECONDS: Final = 60.0
+#: A silent client is asked for a sign of life after this time, so that one that has vanished is noticed.
+KEEPALIVE_IDLE_SECONDS: Final = 60
+
+_NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class AddressError(Exception):
+    """An address that cannot be bound; the text names it and says what to do."""
+
+
+@dataclass(slots=True)
+class BoundSocket:
+    """A bound, listening, non-blocking socket and where it is."""
+
+    sock: socket.socket
+    #: host:port or unix:path as it came out, a port of 0 replaced by the one that was found.
+    address: str
+    path: str = ""
+    inode: tuple[int, int] = (0, 0)
+
+    def close(self) -> None:
+        """Close the socket and remove its file, unless another server's file is there by now."""
+        self.sock.close()
+        if self.path:
+            try:
+                found = os.lstat(self.path)
+                if (found.st_dev, found.st_ino) == self.inode:
+                    os.unlink(self.path)
+            except OSError:
+                pass
+
+
+def bind(address: str) -> BoundSocket:
+    """Bind one address, `host:port` or `unix:path`. Raises AddressError."""
+    try:
+        scheme, host, port = parse_http_address(address)
+    except ValueError as error:
+        raise AddressError(f"http.address: {address}: {error}; write host:port or unix:/path") from None
+    if scheme == "unix":
+        return _bind_unix(host, f"http.address: {address}")
+    return _bind_tcp(host, port, f"http.address: {address}")
+
+
+def _bind_unix(path: str, what: str) -> BoundSocket:
+    _remove_stale(path, what)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        sock.bind(path)
+        # As open as a port of this machine is; the folder may say more. Nobody can connect before listen().
+        os.chmod(path, 0o666)
+        sock.listen(BACKLOG)
+        found = os.lstat(path)
+    except OSError as error:
+        sock.close()
+        raise AddressError(_explain_unix(what, path, error)) from error
+    return BoundSocket(sock, f"unix:{path}", path, (found.st_dev, found.st_ino))
+
+
+def _explain_unix(what: str, path: str, error: OSError) -> str:
+    folder = os.path.dirname(path) or "."
+    if error.errno == errno.ENOENT:
+        return f"{what}: the folder {folder} does not exist; make it or change the path"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{what}: no permission to make a socket in {folder}; change its owner or the path"
+    return f"{what}: {error.strerror or error}; change the path"
+
+
+def _remove_stale(path: str, what: str) -> None:
+    """Remove the socket of a dead server. Raises AddressError if a server answers there, or if it is another file."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return  # nothing there, or bind will say what is wrong
+    if not stat.S_ISSOCK(found.st_mode):
+        raise AddressError(f"{what}: {path} exists and is no socket; remove it or change the path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            pass
+        except OSError as error:
+            raise AddressError(
+                f"{what}: the socket that is there cannot be tried: {error.strerror}"
+            ) from error
+        else:
+            raise AddressError(f"{what}: another server is listening; stop it or choose another path")
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise AddressError(
+            f"{what}: the socket of a dead server cannot be removed: {error.strerror}"
+        ) from error
+
+
+def _bind_tcp(host: str, port: int, what: str) -> BoundSocket:
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise AddressError(f"{what}: the host {host!r} is not known: {error}; write an IP address") from error
+    # An empty host is every interface: the IPv6 socket takes IPv4 as well. A name that has both means IPv4.
+    wanted = socket.AF_INET6 if not host else socket.AF_INET
+    family, kind, protocol, _, place = min(found, key=lambda entry: entry[0] is not wanted)
+    try:
+        sock = socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
+    except OSError as error:
+        if family is not socket.AF_INET6 or host:
+            raise AddressError(_explain_tcp(what, error)) from error
+        return _bind_tcp("0.0.0.0", port, what)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family is socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if not host else 1)
+        # Accepted sockets inherit these.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
+        sock.bind(place)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRNOTAVAIL and not host and family is socket.AF_INET6:
+            return _bind_tcp("0.0.0.0", port, what)  # a machine without IPv6
+        raise AddressError(_explain_tcp(what, error)) from error
+    bound_host, bound_port = sock.getsockname()[:2]
+    return BoundSocket(
+        sock, f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
+    )
+
+
+def _explain_tcp(what: str, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{what}: the port is in use; stop the program that has it or choose another port"
+    if error.errno == errno.EACCES:
+        return f"{what}: no permission to use this port; choose one above 1023"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{what}: this machine does not have that address; change the host"
+    return f"{what}: {error.strerror or error}; change the address"
+
+
+class Listener:
+    """Accepts the connections of one bound socket until `close`. Lives on the reactor."""
+
+    def __init__(self, bound: BoundSocket, front: Front) -> None:
+        self.address = bound.address
+        self._bound = bound
+        self._front = front
+        self._reactor = front.reactor
+        self._fd = bound.sock.fileno()
+        self._local = "localhost" if bound.path else bound.address
+        self._complained: dict[str, float] = {}
+        self._closed = False
+        self._reactor.register(self._fd, self._on_readable)
+
+    def close(self) -> None:
+        """Accept nothing more and release the address; open connections stay."""
+        if not self._closed:
+            self._closed = True
+            self._reactor.unregister(self._fd)
+            self._bound.close()
+
+    def accept_waiting(self) -> None:
+        """Accept whoever has connected already; closing the socket would reset those connections."""
+        if not self._closed:
+            self._reactor.touch()
+            self._on_readable()
+
+    def _on_readable(self) -> None:
+        accept = self._bound.sock.accept
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, address = accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    self._back_off(error)
+                    return
+                continue  # the peer was gone before it was accepted
+            self._admit(sock, address)
+
+    def _admit(self, sock: socket.socket, address: object) -> None:
+        front = self._front
+        front.counters.connections += 1
+        if len(front.connections) >= front.limits.connections:
+            sock.close()
+            front.counters.turned_away += 1
+            self._complain("connections are turned away, http.limits.max_connections is reached", "")
+            return
+        host, port = _peer(address)
+        try:
+            sock.setblocking(False)
+            Connection(front, sock, self._local, host, port)
+        except Exception as error:
+            # Costs this connection and no other: an exception out of here would cost the listening socket.
+            sock.close()
+            self._complain("a connection could not be taken", str(error) or type(error).__name__)
+
+    def _complain(self, event: str, reason: str) -> None:
+        now = self._reactor.now
+        if now - self._complained.get(event, -COMPLAINT_SECONDS) >= COMPLAINT_SECONDS:
+            self._complained[event] = now
+            log.warning(event, address=self.address, reason=reason)
+
+    def _back_off(self, error: OSError) -> None:
+        self._complain("no connection can be accepted for now", error.strerror or "")
+        self._reactor.pause_read(self._fd, True)
+        self._reactor.wheel.add(self._reactor.now + BACK_OFF_SECONDS, self._go_on)
+
+    def _go_on(self, _now: float) -> None:
+        if not self._closed:
+            self._reactor.pause_read(self._fd, False)
+
+
+def _peer(address: object) -> tuple[str, int]:
+    """Return host and port of a client. Behind a unix socket is somebody of this machine."""
+    if not isinstance(address, tuple):
+        return "127.0.0.1", 0
+    host = str(address[0])
+    return host.removeprefix("::ffff:") if "." in host else host, int(address[1])

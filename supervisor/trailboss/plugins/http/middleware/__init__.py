@@ -1,0 +1,1 @@
+"""The middleware that comes with Trailboss, one file each; `chain` puts what is configured around the workers."""

@@ -1,0 +1,217 @@
+"""The plugin `http`: listeners in front, the pool behind, middleware between.
+
+Life: `run` builds the chain, so a wrong middleware fails the start before anything listens; `open` binds the listeners
+once the workers are ready, so READY means that a request is answered; `close_intake` takes no further connection, and
+every answer ends its connection from then on; `drain` waits for the requests under way and a moment more for those that
+kept connections send just then; afterwards a request is answered 503, and the end of `run` closes what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from trailboss.config.schema import HttpConfig
+from trailboss.container.contract import Layer, Phase, Plugin, PluginFailed, Services
+from trailboss.log import logger
+from trailboss.plugins.http.contract import MiddlewareError, MiddlewareServices
+from trailboss.plugins.http.exchange import Exchange
+from trailboss.plugins.http.front import Front
+from trailboss.plugins.http.limits import Limits
+from trailboss.plugins.http.listen import AddressError, BoundSocket, Listener, bind
+from trailboss.plugins.http.middleware.chain import build_chain
+from trailboss.plugins.http.spool import Spool
+from trailboss.plugins.http.uploads import Owner
+from trailboss.reactor import Reactor
+from trailboss.workers.lane import OnOutcome, OnPart
+from trailboss.workers.outcome import PoolClosed
+
+if TYPE_CHECKING:
+    from trailboss.workers.pool import Pool, PoolSpec
+
+__all__ = ["HttpPlugin"]
+
+log = logger("http")
+
+MEGABYTE: Final = 1 << 20
+#: A kept connection on which nothing has happened for this long during the drain is closed.
+QUIET_SECONDS: Final = 0.25
+
+
+class _PoolToCome:
+    """Stands for the pool until the container has made it; no listener is open then."""
+
+    debug = False
+
+    def submit(
+        self,
+        context: bytes,
+        body: bytes,
+        flags: int,
+        on_outcome: OnOutcome,
+        label: str = "",
+        on_part: OnPart | None = None,
+    ) -> None:
+        """Refuse."""
+        on_outcome(PoolClosed("the workers have not been started"))
+
+
+class HttpPlugin(Plugin):
+    """The web server.
+
+    `raw_body`: the workers parse forms themselves. `owner`: whom uploaded files are given to. `section`: looks up a
+    section of the configuration that a third party has declared. `logs_info`: whether info records go anywhere.
+    """
+
+    name = "http"
+    layer = Layer.DRIVER
+
+    def __init__(
+        self,
+        config: HttpConfig,
+        *,
+        raw_body: bool | None = None,
+        owner: Owner | None = None,
+        section: Callable[[str, type], object] | None = None,
+        logs_info: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._config = config
+        self._raw_body = raw_body
+        self._owner = owner
+        self._section = section
+        self._logs_info = logs_info
+        self._exchange: Exchange | None = None
+        self._front: Front | None = None
+        self._listeners: list[Listener] = []
+        self._progress = trio.Event()
+
+    # --- the contract -------------------------------------------------------------------------------------------------
+
+    def pools(self) -> Sequence[PoolSpec]:
+        """The pool of the workers that answer requests."""
+        from trailboss.workers.workshop import PoolSpec
+
+        return (PoolSpec("http", "http", self._config.pool),)
+
+    def attach_pool(self, pool: Pool) -> None:
+        """Receive the pool; requests are handed to it from `open` on."""
+        assert self._exchange is not None  # made by `run`, which the container has waited for
+        self._exchange.pool = pool
+
+    async def run(
+        self,
+        services: Services,
+        stopping: trio.Event,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Build the chain, be healthy, serve until `stopping`.
+
+        Raises: PluginFailed where a middleware cannot be made.
+        On cancellation: connections are closed at once.
+        """
+        reactor = services.get(Reactor)
+        config = self._config
+        exchange = self._exchange = Exchange(
+            _PoolToCome(), config, reactor, owner=self._owner, raw_body=self._raw_body
+        )
+        try:
+            handler = build_chain(config, self._middleware_services(reactor), exchange)
+        except MiddlewareError as error:
+            raise PluginFailed(self.name, Phase.STARTING, str(error)) from error
+        limits = config.limits
+        spool = Spool(limits.body_memory * MEGABYTE, limits.body_memory_total * MEGABYTE, config.uploads.dir)
+        front = self._front = Front(reactor, Limits.of(limits, config.max_request_size), spool, handler)
+        try:
+            task_status.started()
+            await stopping.wait()
+        finally:
+            self._close_listeners()
+            front.close_all()
+
+    def _middleware_services(self, reactor: Reactor) -> MiddlewareServices:
+        def clock() -> float:
+            return reactor.now
+
+        if self._section is None:
+            return MiddlewareServices(clock, reactor.call_soon, self._logs_info)
+        return MiddlewareServices(clock, reactor.call_soon, self._logs_info, section=self._section)  # type: ignore[arg-type]
+
+    async def open(self) -> None:
+        """Bind every address and begin to accept. Raises PluginFailed, with no address bound, if one cannot be."""
+        front = self._front
+        assert front is not None
+        bound: list[BoundSocket] = []
+        try:
+            for address in self._config.address:
+                bound.append(await trio.to_thread.run_sync(bind, address))
+        except AddressError as error:
+            for item in bound:
+                item.close()
+            raise PluginFailed(self.name, Phase.HEALTHY, str(error)) from error
+        front.reactor.touch()
+        self._listeners = [Listener(item, front) for item in bound]
+        log.info("http server was started", address=[listener.address for listener in self._listeners])
+
+    async def close_intake(self) -> None:
+        """Accept who has connected already, then release the addresses. Every answer ends its connection from now on."""
+        if self._front is not None:
+            self._front.draining = True
+            self._front.on_progress = self._on_progress
+        for listener in self._listeners:
+            listener.accept_waiting()
+        self._close_listeners()
+
+    async def drain(self) -> None:
+        """Return when no request is under way and every kept connection has been quiet for a moment.
+
+        On cancellation: requests that are still under way are left to the stop of the pool.
+        """
+        front = self._front
+        if front is None:
+            return
+        try:
+            while True:
+                front.close_idle(front.reactor.touch() - QUIET_SECONDS)
+                if not front.in_flight and not front.open_count:
+                    return
+                self._progress = trio.Event()
+                with trio.move_on_after(QUIET_SECONDS):
+                    await self._progress.wait()
+        finally:
+            front.refuse_requests("the server is stopping")
+
+    def state_detail(self) -> Mapping[str, object]:
+        """Where it listens, and figures of what is going on."""
+        front = self._front
+        if front is None:
+            return {"addresses": []}
+        counters = front.counters
+        return {
+            "addresses": [listener.address for listener in self._listeners],
+            "connections": len(front.connections),
+            "in_flight": front.in_flight,
+            "accepted": counters.connections,
+            "turned_away": counters.turned_away,
+            "requests": counters.requests,
+            "refused": counters.refusals,
+            "timeouts": counters.timeouts,
+            "body_memory_bytes": front.spool.memory_bytes,
+            "body_files": front.spool.files,
+        }
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it listens now."""
+        return tuple(listener.address for listener in self._listeners)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _on_progress(self) -> None:
+        self._progress.set()
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []

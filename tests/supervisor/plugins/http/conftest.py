@@ -1,0 +1,37 @@
+"""The bench of the front as a fixture, and the folder of helpers that these tests share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trailboss.plugins.http.limits import Limits
+from trailboss.plugins.http.message import Handler
+
+HERE = str(Path(__file__).resolve().parent)
+if HERE not in sys.path:
+    sys.path.insert(0, HERE)
+
+from front_bench import Bench, MakeBench  # noqa: E402  the lines above make it findable
+
+
+@pytest.fixture
+def make_bench() -> Iterator[MakeBench]:
+    """Return a maker of benches that are closed at the end; nothing of a body is left by then."""
+    made: list[Bench] = []
+
+    def make(handler: Handler | None = None, limits: Limits | None = None, **spool: int) -> Bench:
+        made.append(Bench(handler, limits, **spool))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.close()
+        assert bench.front.connections == set()
+        assert bench.front.in_flight == 0
+        assert bench.spool.memory_bytes == 0
+        assert bench.spool.files == 0
+        assert bench.reactor.failures == 0
