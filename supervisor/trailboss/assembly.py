@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from trailboss.config.schema import Config
 from trailboss.container.contract import Plugin, Services
@@ -151,6 +152,7 @@ def _http(config: Config, logs: LogSystem) -> Plugin | None:
         owner=Owner(identity.uid, identity.gid) if identity is not None else None,
         section=config.extension,
         logs_info=lambda: channel.level <= LEVELS["info"] and bool(channel.outputs),
+        access_lines=partial(logs.log_encoded, "info", "http"),
     )
 
 

@@ -9,6 +9,7 @@ kept connections send just then; afterwards a request is answered 503, and the e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -16,7 +17,7 @@ import trio
 from trailboss.config.schema import HttpConfig
 from trailboss.container.contract import Layer, Phase, Plugin, PluginFailed, Services
 from trailboss.log import logger
-from trailboss.plugins.http.contract import MiddlewareError, MiddlewareServices
+from trailboss.plugins.http.contract import LineSink, MiddlewareError, MiddlewareServices
 from trailboss.plugins.http.exchange import Exchange
 from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.limits import Limits
@@ -76,12 +77,14 @@ class HttpPlugin(Plugin):
         owner: Owner | None = None,
         section: Callable[[str, type], object] | None = None,
         logs_info: Callable[[], bool] = lambda: True,
+        access_lines: LineSink | None = None,
     ) -> None:
         self._config = config
         self._raw_body = raw_body
         self._owner = owner
         self._section = section
         self._logs_info = logs_info
+        self._access_lines = access_lines
         self._exchange: Exchange | None = None
         self._front: Front | None = None
         self._listeners: list[Listener] = []
@@ -134,9 +137,12 @@ class HttpPlugin(Plugin):
         def clock() -> float:
             return reactor.now
 
+        services = MiddlewareServices(
+            clock, reactor.call_soon, self._logs_info, access_lines=self._access_lines
+        )
         if self._section is None:
-            return MiddlewareServices(clock, reactor.call_soon, self._logs_info)
-        return MiddlewareServices(clock, reactor.call_soon, self._logs_info, section=self._section)  # type: ignore[arg-type]
+            return services
+        return replace(services, section=self._section)  # type: ignore[arg-type]
 
     async def open(self) -> None:
         """Bind every address and begin to accept. Raises PluginFailed, with no address bound, if one cannot be."""

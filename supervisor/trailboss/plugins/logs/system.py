@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, fields
 
 import structlog
@@ -100,6 +100,24 @@ class LogSystem:
         channel = self.channel(logger)
         if LEVELS[level] >= channel.level and channel.outputs:
             channel.write(Record(time.time_ns(), level, logger, message, values))
+
+    def log_encoded(self, level: str, logger: str, records: Sequence[tuple[str, str]]) -> None:
+        """Write records of which the fields are one line of JSON in ASCII already: (message, fields), a message being
+        a text of ours. Never blocks, never raises."""
+        channel = self.channel(logger)
+        if LEVELS[level] < channel.level:
+            return
+        now = time.time_ns()
+        for target, render in channel.outputs:
+            if render is render_json:
+                head = f'{{"level":"{level}","ts":{now},"logger":"{logger}","msg":'
+                lines = [f'{head}"{message}",{fields[1:]}' for message, fields in records]
+            elif render is render_raw:
+                lines = [message for message, _ in records]
+            else:
+                heads = {message: render(Record(now, level, logger, message, {})) for message, _ in records}
+                lines = [f"{heads[message]}\t{fields}" for message, fields in records]
+            target.offer_many([f"{line}{channel.line_ending}".encode() for line in lines])
 
     def say(self, text: str) -> None:
         """Write one line to standard output as it is, whatever the log's mode. Never blocks."""

@@ -20,6 +20,8 @@ __all__ = ["BUFFER_BYTES_MAX", "FileOutput", "Output", "StreamOutput", "Target"]
 
 #: Bytes that wait for one target before lines are dropped.
 BUFFER_BYTES_MAX = 4 * 1024 * 1024
+#: Least time between two writes, unless much waits or somebody waits for them.
+_PAUSE_SECONDS = 0.02
 _BATCH_BYTES_MAX = 65_536
 _REOPEN_CHECK_SECONDS = 1.0
 
@@ -95,6 +97,7 @@ class Target:
         self._unreported = 0
         self._writing = False
         self._closing = False
+        self._hurry = False
         self._footer: Sequence[str] = ()
         self._footer_shown = 0
         self._footer_changed = False
@@ -109,10 +112,26 @@ class Target:
                 self.dropped += 1
                 self._unreported += 1
                 return False
-            self._lines.append(line)
-            self._waiting_bytes += len(line)
-            self._condition.notify_all()
+            self._take(line)
             return True
+
+    def offer_many(self, lines: Sequence[bytes]) -> None:
+        """As `offer` for each line."""
+        with self._condition:
+            for line in lines:
+                if self._closing or self._waiting_bytes + len(line) > self._buffer_bytes_max:
+                    self.dropped += 1
+                    self._unreported += 1
+                else:
+                    self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        """Keep a line; the thread is woken for the first one, and when there is enough for a whole write."""
+        before = self._waiting_bytes
+        self._waiting_bytes = after = before + len(line)
+        if not self._lines or before < _BATCH_BYTES_MAX <= after:
+            self._condition.notify_all()
+        self._lines.append(line)
 
     def set_footer(self, lines: Sequence[str]) -> None:
         """Keep `lines` below everything that is written; for a terminal only, () takes them away again.
@@ -127,6 +146,8 @@ class Target:
     def flush(self, timeout_seconds: float) -> bool:
         """Wait until everything taken so far is written; False when that took longer than `timeout_seconds`."""
         with self._condition:
+            self._hurry = True
+            self._condition.notify_all()
             return self._condition.wait_for(
                 lambda: not self._lines and not self._writing and not self._footer_changed, timeout_seconds
             )
@@ -143,6 +164,7 @@ class Target:
         return not self._thread.is_alive()
 
     def _write_out(self) -> None:
+        written = -_PAUSE_SECONDS
         while True:
             with self._condition:
                 self._writing = False
@@ -150,8 +172,14 @@ class Target:
                 self._condition.wait_for(lambda: self._lines or self._closing or self._footer_changed)
                 if not self._lines and not self._footer_changed:
                     break
+                # Who writes once for many lines takes the interpreter from the data plane once, not for each.
+                pause_seconds = written + _PAUSE_SECONDS - time.monotonic()
+                if pause_seconds > 0:
+                    self._condition.wait_for(self._cannot_wait, pause_seconds)
+                self._hurry = False
                 data = self._take_batch()
                 self._writing = True
+            written = time.monotonic()
             try:
                 self._output.write(data)
                 self.error = ""
@@ -161,6 +189,9 @@ class Target:
             self._output.close()
         except OSError as error:
             self._failed(error)
+
+    def _cannot_wait(self) -> bool:
+        return self._closing or self._hurry or self._footer_changed or self._waiting_bytes >= _BATCH_BYTES_MAX
 
     def _take_batch(self) -> bytes:
         """Return what to write next; called with the lock held."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from trailboss.config.schema import FileLoggerConfig, LogChannelConfig, LogsConfig
+from trailboss.config.schema import FileLoggerConfig, LogChannelConfig, LogLevel, LogMode, LogsConfig
 from trailboss.container.contract import Services
 from trailboss.log import logger
 from trailboss.plugins.logs import LogsPlugin, LogSystem, LogTargetError, install
@@ -143,3 +144,24 @@ def test_everything_is_written_when_the_process_ends() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=True)
     assert list(range(5000)) == [json.loads(line)["number"] for line in done.stdout.splitlines()]
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize("mode", ["production", "development", "raw"])
+@pytest.mark.parametrize("level", ["info", "warn"])
+def test_encoded_records_look_like_all_others(mode: LogMode, level: LogLevel, tmp_path: Path) -> None:
+    """Fields that are JSON already give the very line that the same fields give otherwise."""
+    files = [tmp_path / "encoded", tmp_path / "plain"]
+    fields = {"status": 200, "URI": '/a"b'}
+    for file in files:
+        system = LogSystem(LogsConfig(mode=mode, level=level, output=(str(file),)))
+        if file is files[0]:
+            system.log_encoded("info", "http", [("http log", json.dumps(fields, separators=(",", ":")))] * 2)
+        else:
+            for _ in range(2):
+                system.log("info", "http", "http log", fields)
+        assert system.close(30)
+    encoded, plain = (
+        re.sub(r'"ts":[0-9]+|^[^\t]+Z', "", file.read_text(), flags=re.MULTILINE) for file in files
+    )
+    assert encoded == plain
+    assert encoded.count("\n") == (2 if level == "info" else 0)

@@ -184,3 +184,45 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
     names = {found.name for found in tmp_path.iterdir()}
     assert {"server-old.log", "server.log.1", "other-2026-11-24T10-15-00.000.log", "server.log"} < names
     assert len(names) == 5
+
+
+class Counting:
+    """An output that counts its writes."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+
+    def close(self) -> None:
+        pass
+
+
+def test_many_lines_are_few_writes_and_nobody_waits_for_long() -> None:
+    """Each wake of the thread takes the interpreter from the data plane, so it is woken seldom; flush and close hurry."""
+    output = Counting()
+    target = Target("counting", output)
+    lines = [b"%d\n" % number for number in range(2_000)]
+    for line in lines[:1_000]:
+        target.offer(line)
+    target.offer_many(lines[1_000:])
+    assert target.flush(30)
+    assert b"".join(output.writes) == b"".join(lines)
+    assert len(output.writes) < 500
+    target.offer(b"last\n")
+    assert target.close(30)
+    assert output.writes[-1].endswith(b"last\n")
+
+
+def test_offer_many_drops_what_does_not_fit() -> None:
+    """Line by line, as offer does."""
+    output = Held()
+    target = Target("pipe", output, buffer_bytes_max=100, dropped_line=lambda count: b"dropped %d\n" % count)
+    target.offer(b"first\n")
+    assert output.started.wait(30)
+    target.offer_many([b"0123456789"] * 15)
+    assert target.dropped == 5
+    output.go.set()
+    assert target.close(30)
+    assert output.data == b"first\n" + b"0123456789" * 10 + b"dropped 5\n"
