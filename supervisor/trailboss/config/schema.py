@@ -422,7 +422,10 @@ class HeadersConfig:
 class StaticConfig:
     """`http.static`: files served without a worker; the middleware `static` carries it out."""
 
-    dir: str = key(..., "Folder of the files; nothing outside is ever served.")
+    dir: str = key(..., "Folder of the files; nothing outside is ever served, except what links_to names.")
+    links_to: tuple[str, ...] = key(
+        (), "Folders outside of dir that symbolic links in dir may lead to, for example storage/app/public."
+    )
     forbid: tuple[str, ...] = key((), "Extensions that are never served; it wins over allow.")
     allow: tuple[str, ...] = key((), "Extensions that are served; empty: all.")
     calculate_etag: bool = key(False, "Send an ETag made from the content.")
@@ -491,6 +494,10 @@ class HttpConfig:
     raw_body: bool = key(False, "Leave forms as they are; otherwise they are parsed for the worker.")
     access_logs: bool = key(
         False, "Log `http access log` with host, user agent and more instead of the short `http log`."
+    )
+    access_log_format: Literal["roadrunner", "common", "combined"] = key(
+        "roadrunner",
+        "roadrunner: records with its keys, as access_logs says; common, combined: one line each, as other servers write them.",
     )
     middleware: tuple[str, ...] = key((), "Middleware by name; the last one sees the request first.")
     trusted_subnets: tuple[str, ...] = key(

@@ -287,5 +287,6 @@ def _local_time(seconds: int) -> str:
 
 
 def make_access_log(config: HttpConfig, services: MiddlewareServices) -> AccessLog:
-    """Return the access log that `http.access_logs` asks for."""
-    return AccessLog(Style.LONG if config.access_logs else Style.SHORT, services)
+    """Return the access log that `http.access_logs` and `http.access_log_format` ask for."""
+    style = {"common": Style.COMMON, "combined": Style.COMBINED}.get(config.access_log_format)
+    return AccessLog(style or (Style.LONG if config.access_logs else Style.SHORT), services)

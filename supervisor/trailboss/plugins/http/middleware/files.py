@@ -2,7 +2,7 @@
 
 What counts is where the opened file really is. It is opened first, and then the kernel is asked for the path of the open
 descriptor; only what lies in the folder is used. So neither `..` nor symbolic links nor a rename in between lead outside.
-A link inside the folder may point to another place inside it. The folder itself may be a link that is moved to the next
+A link inside the folder may point to another place inside it, or into a folder that was named for that. The folder itself may be a link that is moved to the next
 release: its real path is looked up anew whenever a file does not lie in the one that is remembered.
 
 Opening, fstat and reading a small file block for as long as the page cache needs; everything bigger goes to the kernel.
@@ -14,6 +14,7 @@ import errno
 import mimetypes
 import os
 import stat
+from collections.abc import Sequence
 from enum import Enum
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -89,11 +90,15 @@ def decode_path(path: str) -> bytes | PathProblem:
 
 
 class Folder:
-    """Opens files below `directory`; see the module's text for what it promises."""
+    """Opens files below `directory`; see the module's text for what it promises.
 
-    def __init__(self, directory: str) -> None:
+    Links inside it may also lead below one of the folders `links_to`.
+    """
+
+    def __init__(self, directory: str, links_to: Sequence[str] = ()) -> None:
         self._directory = os.fsencode(os.path.abspath(directory))
-        self._prefix = self._real_prefix()
+        self._places = [self._directory, *(os.fsencode(os.path.abspath(place)) for place in links_to)]
+        self._prefixes = self._real_prefixes()
 
     def open(self, relative: bytes) -> OpenFile | None:
         """Open the regular file `relative`; None where there is none inside the folder. Raises OSError (EMFILE, EIO …)."""
@@ -138,13 +143,13 @@ class Folder:
             real = os.readlink(b"/proc/self/fd/%d" % fd)
         except FileNotFoundError:
             return False  # without /proc nothing can be proved
-        if real.startswith(self._prefix):
+        if real.startswith(self._prefixes):
             return True
-        self._prefix = self._real_prefix()
-        return real.startswith(self._prefix)
+        self._prefixes = self._real_prefixes()
+        return real.startswith(self._prefixes)
 
-    def _real_prefix(self) -> bytes:
-        return os.path.realpath(self._directory).rstrip(b"/") + b"/"
+    def _real_prefixes(self) -> tuple[bytes, ...]:
+        return tuple(os.path.realpath(place).rstrip(b"/") + b"/" for place in self._places)
 
 
 def _make_types() -> mimetypes.MimeTypes:

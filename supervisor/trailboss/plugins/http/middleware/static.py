@@ -81,7 +81,7 @@ class StaticFiles:
     """Serves files of `config.dir`."""
 
     def __init__(self, config: StaticConfig) -> None:
-        self._folder = Folder(config.dir)
+        self._folder = Folder(config.dir, config.links_to)
         self._names = FileNames(config)
         self._request_fields = encode_fields(config.request)
         self._request_names = frozenset(name.lower() for name, _ in self._request_fields)

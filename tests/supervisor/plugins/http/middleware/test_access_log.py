@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -245,3 +246,13 @@ def test_a_batch_is_handed_over_together() -> None:
     lines = in_lines(Style.SHORT, send)
     assert turns == [1]
     assert [json.loads(fields)["URI"] for _, fields in lines] == ["/0", "/1", "/2", "/3"]
+
+
+@pytest.mark.parametrize(("name", "end"), [("common", " 200 1"), ("combined", ' 200 1 "-" "-"')])
+def test_the_format_is_chosen_by_its_key(name: Literal["common", "combined"], end: str) -> None:
+    """http.access_log_format, whatever http.access_logs says."""
+    config = HttpConfig(address=("127.0.0.1:0",), access_logs=True, access_log_format=name)
+    bench = MiddlewareBench(lambda services: make_access_log(config, services))
+    bench.begin(make_request())
+    bench.responder.respond(200, [], b"x")
+    assert bench.records[0][0].endswith(end)

@@ -501,6 +501,23 @@ def test_the_folder_may_be_a_link_to_the_newest_release(tmp_path: Path) -> None:
     assert bench.exchange(make_request("/a.txt")).body == b"two"
 
 
+def test_links_may_lead_to_named_folders(root: Path, tmp_path: Path) -> None:
+    """As Laravel's public/storage does: below the folder that was named, and nowhere else."""
+    storage = tmp_path / "storage" / "app" / "public"
+    storage.mkdir(parents=True)
+    (storage / "image.png").write_bytes(b"png")
+    (storage / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "storage" / "app" / "secret.txt").write_bytes(SECRET)
+    (root / "storage").symlink_to(storage)
+    assert is_workers(get(root, "/storage/image.png"))
+    allowed = {"links_to": (str(storage),)}
+    assert get(root, "/storage/image.png", **allowed).body == b"png"
+    assert get(root, "/css/app.css", **allowed).body == CSS
+    for target in ("/storage/link.txt", "/link.txt", "/out/secret.txt", "/out/storage/app/secret.txt"):
+        assert is_workers(get(root, target, **allowed))
+    assert get(root, "/storage/../secret.txt", **allowed).status == 403
+
+
 def test_open_by_path_touches_nothing_outside(root: Path, tmp_path: Path) -> None:
     """A path outside, a FIFO or a folder is not even opened for reading."""
     folder = Folder(str(root))
