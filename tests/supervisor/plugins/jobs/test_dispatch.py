@@ -204,7 +204,7 @@ async def test_nack_with_requeue_is_an_attempt(start_server, autojump_clock) -> 
                 server.pool.running[0], answer(3, message="boom", requeue=True, delay_seconds=delay)
             )
             assert server.running_ids() == []
-            await trio.sleep(max(delay, 2.5))
+            await trio.sleep(max(delay, 2.0) + 0.5)
             assert server.running_ids() == ["a"]
         assert trio.current_time() - begun >= 11.0
         server.pool.finish(server.pool.running[0], answer(3, message="boom", requeue=True))
