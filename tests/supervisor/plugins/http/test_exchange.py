@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import tempfile
@@ -986,6 +987,37 @@ def test_no_retry() -> None:
     scene.ask()
     scene.pool.end(WorkerDied("dead"))
     assert len(scene.pool.tickets) == 1
+
+
+def test_requests_leave_no_cycles() -> None:
+    """What a request took is free when it is over, without the garbage collector."""
+    scene = Scene()
+
+    def course(end: Callable[[], None]) -> None:
+        scene.ask("POST", body=b"x")
+        end()
+        scene.pool.tickets.clear()
+
+    def stream() -> None:
+        scene.pool.part(b"1")
+        scene.pool.end(END)
+
+    ends: list[Callable[[], None]] = [
+        scene.pool.answer,
+        stream,
+        lambda: scene.pool.end(QueueFull("x")),
+        lambda: scene.pool.end(WorkerDied("x")),
+    ]
+    for end in ends:
+        course(end)
+    gc.collect()
+    gc.disable()
+    try:
+        for end in ends:
+            course(end)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 # --- clients that leave -----------------------------------------------------------------------------------------------
