@@ -68,28 +68,25 @@ class HttpLine(Worker):
 
     def take(self) -> tuple[bytes, bytes, int] | None:
         """Context, body and flags of the next request; None when the worker should end. As `wait_payload`."""
-        if self._untidy or self._stopping or self._state is not _IDLE:
-            return self._take_carefully(b"")
-        ready = self._poll.poll()
-        if len(ready) != 1 or ready[0][0] != self._read_fd:
-            return self._take_carefully(b"")
-        try:
-            data = os.read(self._read_fd, READ_BYTES)
-        except OSError:
-            return self._take_carefully(b"")
-        known = self._heads_seen.get(data[:_HEAD_BYTES])
-        if known is not None and known[0] == len(data):
-            self._state = _BUSY
-            if self._stopping:  # a signal came since the look above
-                self._took_last = True  # type: ignore[unreachable]
-            cut = known[1]
-            return data[_HEAD_BYTES:cut], data[cut:], known[2]
-        if not data:
-            self._over = True
-            return None
-        if int.from_bytes(data[2:6], "little") > LARGE_BYTES:
-            return self._take_large(data)
-        return self._take_carefully(data)
+        while True:
+            data = b""
+            if not (self._untidy or self._stopping) and self._state is _IDLE:
+                ready = self._poll.poll()
+                if len(ready) == 1 and ready[0][0] == self._read_fd:
+                    data = self._relay.receive(READ_BYTES)
+                    known = self._heads_seen.get(data[:_HEAD_BYTES])
+                    if known is not None and known[0] == len(data):
+                        self._state = _BUSY
+                        if self._stopping:  # a signal came since the look above
+                            self._took_last = True  # type: ignore[unreachable]
+                        cut = known[1]
+                        return data[_HEAD_BYTES:cut], data[cut:], known[2]
+                    if not data:
+                        self._over = True
+                        return None
+            taken = self._take_unusual(data)
+            if taken is not None or self._over:
+                return taken
 
     def take_nowait(self) -> tuple[bytes, bytes, int] | None:
         """As `take` when something is there to be read; None when more is needed, or when `ended` is true."""
@@ -108,8 +105,8 @@ class HttpLine(Worker):
             if not data:
                 self._over = True
                 return None
-            return self._take_carefully(data, 0)
-        return self._take_carefully(b"", 0)
+            return self._take_carefully(data)
+        return self._take_carefully(b"")
 
     @property
     def is_over(self) -> bool:
@@ -157,7 +154,16 @@ class HttpLine(Worker):
                 break
         self.respond()
 
-    def _take_carefully(self, data: bytes, timeout_ms: int | None = None) -> tuple[bytes, bytes, int] | None:
+    def _take_unusual(self, data: bytes) -> tuple[bytes, bytes, int] | None:
+        """The next request where it did not come in one piece; None when there is none, after a handshake for example."""
+        if int.from_bytes(data[2:6], "little") > LARGE_BYTES:
+            return self._take_large(data)
+        taken = self._take_carefully(data)
+        if taken is None and self._decoder.buffered and not self._over:
+            return self._take_carefully(b"", None)  # the rest of a frame that has begun
+        return taken
+
+    def _take_carefully(self, data: bytes, timeout_ms: int | None = 0) -> tuple[bytes, bytes, int] | None:
         if data:
             self._decoder.feed(data)
         self._stream_refused = False  # it may have come in the middle of an answer that was no stream
