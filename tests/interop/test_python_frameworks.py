@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -475,13 +476,12 @@ def test_a_factory_on_a_socket_file(tmp_path: Path) -> None:
         f"unix:{path}",
         packages=("flask",),
     ):
-        made = subprocess.run(
-            ["curl", "-s", "--unix-socket", str(path), "http://localhost/?name=file"],
-            capture_output=True,
-            timeout=20,
-            check=True,
-        )
-        assert made.stdout == b"hello file"
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(WAIT_SECONDS)
+            client.connect(str(path))
+            client.sendall(b"GET /?name=file HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            with client.makefile("rb") as answer:
+                assert answer.read().endswith(b"\r\n\r\nhello file")
 
 
 @pytest.mark.parametrize(("flag", "target"), [("--wsgi", "wsgi_app"), ("--asgi", "asgi_app")])

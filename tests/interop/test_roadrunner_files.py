@@ -208,7 +208,6 @@ def test_one_line_for_each_section_that_is_not_there(tmp_path: Path, command: st
     assert "Traceback" not in done.stderr
     lines = (done.stderr + done.stdout).splitlines()
     for number, section in [
-        (4, "http"),
         (13, "amqp"),
         (14, "kv"),
         (16, "metrics"),
@@ -221,7 +220,7 @@ def test_one_line_for_each_section_that_is_not_there(tmp_path: Path, command: st
         assert f"the {section} plugin is not available in this version of Trailboss; " in about[0]
     assert len([line for line in lines if ".rr.yaml:21: reload: " in line]) == 1
     assert len([line for line in lines if "driver" in line and "amqp" in line and ":11:" in line]) == 1
-    assert len([line for line in lines if ".rr.yaml:" in line]) == 9
+    assert len([line for line in lines if ".rr.yaml:" in line]) == 8
 
 
 # --- Laravel Octane ---------------------------------------------------------------------------------------------------
@@ -234,15 +233,32 @@ OCTANE_SERVER = (
 )
 
 
-def test_octanes_start_says_that_http_is_not_there(tmp_path: Path) -> None:
-    """An empty file, flags before the command: one clear line about http, exit code 2."""
+@pytest.mark.php
+def test_octanes_start_serves_http(tmp_path: Path, php: str) -> None:
+    """An empty file, the flags before the command: pages, static files, and the log line that Octane reads."""
     (tmp_path / ".rr.yaml").touch()
-    words = OCTANE_SERVER.format(http=free_port(), rpc=free_port(), command="php,worker.php").split()
-    done = run_trailboss(tmp_path, "-c", str(tmp_path / ".rr.yaml"), *words, "serve")
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert "http: the http plugin is not available in this version of Trailboss; " in line
-    assert done.stdout == ""
+    (tmp_path / "public").mkdir()
+    (tmp_path / "public" / "robots.txt").write_text("static")
+    port, rpc = free_port(), free_port()
+    command = f"{php},{PHP_PROGRAMS}/http_worker.php,constant"
+    words = OCTANE_SERVER.format(http=port, rpc=rpc, command=command)
+    words = f"-c {tmp_path}/.rr.yaml {words} serve"
+    with live(tmp_path, f"tcp://127.0.0.1:{rpc}", *words.split()) as server:
+        assert fetch(f"http://127.0.0.1:{port}/a?b=c") == b"Hello, world!"
+        assert fetch(f"http://127.0.0.1:{port}/robots.txt") == b"static"
+        rows = [json.loads(line) for line in server.stdout.splitlines() if not line.startswith("[INFO]")]
+        (line,) = [row for row in rows if row["msg"] == "http log" and row["URI"] == "/a?b=c"]
+        assert {"status": 200, "method": "GET"}.items() <= line.items()
+        assert {"elapsed", "start", "remote_address", "read_bytes", "write_bytes"} <= line.keys()
+        assert server.stderr == ""
+
+
+def fetch(url: str) -> bytes:
+    """Return the body of a page."""
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        body = answer.read()
+    assert isinstance(body, bytes)
+    return body
 
 
 @pytest.mark.php

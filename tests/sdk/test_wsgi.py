@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 import signal
@@ -9,6 +10,7 @@ import threading
 
 import pytest
 
+from trailboss_worker.protocol.control import encode_pid
 from trailboss_worker.protocol.frames import ERROR, JSON, PROTO, STREAM
 from trailboss_worker.protocol.payload import encode_payload, split_payload
 from trailboss_worker.sdk.http import split_authority, split_uri, unquote
@@ -426,14 +428,47 @@ def test_a_handshake_between_requests(start):
         assert worker.shake_hands() == worker.process.pid
 
 
-def test_a_large_body(start):
-    """A body of some megabytes is there whole."""
-    worker = start("wsgi_apps:show")
-    data = request(f"{HOST}/", method="POST", body=b"z" * 2_000_000)
-    sender = threading.Thread(target=worker.send, args=(data,))
-    sender.start()
-    assert json.loads(read_answer(worker).body)["CONTENT_LENGTH"] == "2000000"
-    sender.join()
+@pytest.mark.parametrize("relay", ["pipes", "unix"])
+def test_large_bodies(start, relay):
+    """Bodies of some megabytes are there whole, in whatever pieces they come, and small ones in between."""
+    worker = start("wsgi_apps:measure", relay=relay)
+    for size in (262_000, 262_200, 3_000_000):
+        body = bytes(range(256)) * (size // 256) + b"end"
+        data = request(f"{HOST}/", method="POST", body=body)
+        sender = threading.Thread(target=worker.send, args=(data,))
+        sender.start()
+        seen = json.loads(read_answer(worker).body)
+        sender.join()
+        assert seen == [str(len(body)), hashlib.sha256(body).hexdigest()]
+        assert json.loads(ask(worker, method="POST", body=b"small").body)[0] == "5"
+
+
+def test_a_large_body_in_odd_pieces(start):
+    """Its frame may begin in the middle of anything."""
+    worker = start("wsgi_apps:measure")
+    body = b"x" * 300_000
+    for first in (1, 11, 15, 16, 17, 60, 200, 70_000):
+        data = encode_pid(1) + request(f"{HOST}/", method="POST", body=body)
+        worker.send(data[:first])
+        worker.is_silent(0.01)
+        sender = threading.Thread(target=worker.send, args=(data[first:],))
+        sender.start()
+        assert worker.frame().flags & 1
+        assert json.loads(read_answer(worker).body)[0] == "300000"
+        sender.join()
+        worker.send(request(f"{HOST}/", method="POST", body=body)[:first])
+        worker.is_silent(0.01)
+        worker.send(request(f"{HOST}/", method="POST", body=body)[first:])
+        assert json.loads(read_answer(worker).body)[0] == "300000"
+
+
+def test_the_server_dies_in_the_middle_of_a_large_body(start):
+    """The worker ends, with exit code 0 and nothing to say."""
+    worker = start("wsgi_apps:measure")
+    worker.send(request(f"{HOST}/", method="POST", body=b"x" * 300_000)[:100_000])
+    worker.close_relay()
+    assert worker.exit_code() == 0
+    assert worker.stderr() == ""
 
 
 def test_sigterm_lets_the_request_finish(start, app_log):

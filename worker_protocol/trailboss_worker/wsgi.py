@@ -77,31 +77,46 @@ def run_wsgi(options: ApplicationOptions) -> int:
 
 def serve(line: HttpLine, application: Application, root_path: str = "") -> None:
     """Answer requests until the line ends. Raises RemoteProtocolError when the server speaks another protocol."""
-    build_environ = EnvironBuilder(root_path).build
-    contexts: dict[tuple[Any, ...], bytes] = {}
     take = line.take
-    give = line.give
+    answer = Gateway(line, application, root_path).answer
     while True:
         taken = take()
         if taken is None:
             return
-        context, body, flags = taken
+        answer(*taken)
+        del taken  # a large body must not stay until the next one is there
+
+
+class Gateway:
+    """Answers one request after the other."""
+
+    __slots__ = ("_application", "_build_environ", "_contexts", "_line")
+
+    def __init__(self, line: HttpLine, application: Application, root_path: str = "") -> None:
+        self._line = line
+        self._application = application
+        self._build_environ = EnvironBuilder(root_path).build
+        self._contexts: dict[tuple[Any, ...], bytes] = {}
+
+    def answer(self, context: bytes, body: bytes, flags: int) -> None:
+        """Call the application and send what it gives."""
+        line = self._line
         try:
-            environ = build_environ(context, body, flags)
+            environ = self._build_environ(context, body, flags)
         except (MessageError, LookupError, TypeError, AttributeError) as error:
             line.error(f"a request that makes no sense: {error!r}")
-            continue
-        response = Response(line, contexts, flags, environ["REQUEST_METHOD"])
+            return
+        response = Response(line, self._contexts, flags, environ["REQUEST_METHOD"])
         result: Any = None
         try:
-            result = application(environ, response.start_response)
+            result = self._application(environ, response.start_response)
             kind = type(result)
             if (kind is list or kind is tuple) and not response.begun and response.status is not None:
-                body = result[0] if len(result) == 1 else b"".join(result)
-                if type(body) is bytes and len(body) <= WHOLE_BYTES_MAX:
-                    give(response.context(), body, response.dialect)
-                    continue
-                response.whole(body)
+                data = result[0] if len(result) == 1 else b"".join(result)
+                if type(data) is bytes and len(data) <= WHOLE_BYTES_MAX:
+                    line.give(response.context(), data, response.dialect)
+                else:
+                    response.whole(data)
             else:
                 response.send_all(result)
         except Exception as error:

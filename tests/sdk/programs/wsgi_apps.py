@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -26,6 +27,13 @@ def show(environ, start_response):
     shown["attributes"] = environ.get("trailboss.attributes")
     start_response("200 OK", [("Content-Type", "application/json")])
     return [json.dumps(shown).encode()]
+
+
+def measure(environ, start_response):
+    """Answers with length and digest of the body."""
+    start_response("200 OK", TEXT)
+    body = environ["wsgi.input"].read()
+    return [json.dumps([environ["CONTENT_LENGTH"], hashlib.sha256(body).hexdigest()]).encode()]
 
 
 class Text(str):  # noqa: SLOT000

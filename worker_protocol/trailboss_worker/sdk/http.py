@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from json import JSONDecoder
 from json.encoder import encode_basestring
 from typing import Any, Union
@@ -22,12 +23,15 @@ from typing import Any, Union
 from trailboss_worker.protocol import frames
 from trailboss_worker.protocol.errors import LocalProtocolError, MessageError
 from trailboss_worker.sdk.relay import Relay
-from trailboss_worker.sdk.worker import Payload, Worker, _State
+from trailboss_worker.sdk.worker import READ_BYTES_MAX, Payload, Worker, _State
 
 #: An answer up to this size travels as one frame; a larger one in parts, so that nobody has to hold all of it.
 WHOLE_BYTES_MAX = 1024 * 1024
 PART_BYTES = 256 * 1024
 READ_BYTES = 64 * 1024
+#: A request beyond this is read past the decoder, whose buffers would hold it several times.
+LARGE_BYTES = 256 * 1024
+PIPE_BYTES = 1024 * 1024
 #: Headers of frames and contexts of answers that are remembered; each table is emptied when it is full.
 REMEMBERED_MAX = 512
 REMEMBERED_CONTEXT_BYTES_MAX = 4096
@@ -43,6 +47,8 @@ Chunk = Union[bytes, bytearray, memoryview, str]  # noqa: UP007
 _IDLE = _State.IDLE
 _BUSY = _State.BUSY
 _HEAD_BYTES = 16
+_F_SETPIPE_SZ = 1031  # fcntl has the names from Python 3.10 on
+_F_GETPIPE_SZ = 1032
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _NOT_IN_VALUES = re.compile("[\r\n\0]")
 
@@ -62,26 +68,25 @@ class HttpLine(Worker):
 
     def take(self) -> tuple[bytes, bytes, int] | None:
         """Context, body and flags of the next request; None when the worker should end. As `wait_payload`."""
-        if self._untidy or self._stopping or self._state is not _IDLE:
-            return self._take_carefully(b"")
-        ready = self._poll.poll()
-        if len(ready) != 1 or ready[0][0] != self._read_fd:
-            return self._take_carefully(b"")
-        try:
-            data = os.read(self._read_fd, READ_BYTES)
-        except OSError:
-            return self._take_carefully(b"")
-        known = self._heads_seen.get(data[:_HEAD_BYTES])
-        if known is not None and known[0] == len(data):
-            self._state = _BUSY
-            if self._stopping:  # a signal came since the look above
-                self._took_last = True  # type: ignore[unreachable]
-            cut = known[1]
-            return data[_HEAD_BYTES:cut], data[cut:], known[2]
-        if not data:
-            self._over = True
-            return None
-        return self._take_carefully(data)
+        while True:
+            data = b""
+            if not (self._untidy or self._stopping) and self._state is _IDLE:
+                ready = self._poll.poll()
+                if len(ready) == 1 and ready[0][0] == self._read_fd:
+                    data = self._relay.receive(READ_BYTES)
+                    known = self._heads_seen.get(data[:_HEAD_BYTES])
+                    if known is not None and known[0] == len(data):
+                        self._state = _BUSY
+                        if self._stopping:  # a signal came since the look above
+                            self._took_last = True  # type: ignore[unreachable]
+                        cut = known[1]
+                        return data[_HEAD_BYTES:cut], data[cut:], known[2]
+                    if not data:
+                        self._over = True
+                        return None
+            taken = self._take_unusual(data)
+            if taken is not None or self._over:
+                return taken
 
     def take_nowait(self) -> tuple[bytes, bytes, int] | None:
         """As `take` when something is there to be read; None when more is needed, or when `ended` is true."""
@@ -100,8 +105,8 @@ class HttpLine(Worker):
             if not data:
                 self._over = True
                 return None
-            return self._take_carefully(data, 0)
-        return self._take_carefully(b"", 0)
+            return self._take_carefully(data)
+        return self._take_carefully(b"")
 
     @property
     def is_over(self) -> bool:
@@ -149,7 +154,16 @@ class HttpLine(Worker):
                 break
         self.respond()
 
-    def _take_carefully(self, data: bytes, timeout_ms: int | None = None) -> tuple[bytes, bytes, int] | None:
+    def _take_unusual(self, data: bytes) -> tuple[bytes, bytes, int] | None:
+        """The next request where it did not come in one piece; None when there is none, after a handshake for example."""
+        if int.from_bytes(data[2:6], "little") > LARGE_BYTES:
+            return self._take_large(data)
+        taken = self._take_carefully(data)
+        if taken is None and self._decoder.buffered and not self._over:
+            return self._take_carefully(b"", None)  # the rest of a frame that has begun
+        return taken
+
+    def _take_carefully(self, data: bytes, timeout_ms: int | None = 0) -> tuple[bytes, bytes, int] | None:
         if data:
             self._decoder.feed(data)
         self._stream_refused = False  # it may have come in the middle of an answer that was no stream
@@ -158,6 +172,30 @@ class HttpLine(Worker):
         if payload is not None and data and not self._untidy:
             self._remember_head(data, payload)
         return payload
+
+    def _take_large(self, data: bytes) -> tuple[bytes, bytes, int] | None:
+        """The request of a large frame that these bytes begin; its body is copied once. As `take`."""
+        flags = data[1]
+        total = int.from_bytes(data[2:6], "little")
+        cut = int.from_bytes(data[12:_HEAD_BYTES], "little")
+        begun = len(data) - _HEAD_BYTES
+        is_payload = not flags & (frames.CONTROL | frames.ERROR) and data[10] == 0
+        if not (is_payload and cut <= begun < total and data.startswith(self._make_head(flags, cut, total))):
+            return self._take_carefully(data)
+        widen_pipe(self._read_fd)
+        body = BytesIO()
+        body.write(memoryview(data)[_HEAD_BYTES + cut :])
+        missing = total - begun
+        while missing:
+            part = self._relay.receive(min(missing, READ_BYTES_MAX))
+            if not part:
+                self._over = True
+                return None
+            body.write(part)
+            missing -= len(part)
+        if not self._accept():
+            return self._take_carefully(b"")
+        return data[_HEAD_BYTES : _HEAD_BYTES + cut], body.getvalue(), flags
 
     def _remember_head(self, data: bytes, payload: Payload) -> None:
         """Remember the head of a frame if these bytes are that frame, and that frame alone."""
@@ -177,6 +215,17 @@ class HttpLine(Worker):
                 self._heads_made.clear()
             self._heads_made[flags, cut, total] = head
         return head
+
+
+def widen_pipe(descriptor: int) -> None:
+    """Let more be on its way at once: fewer switches between the processes. Does nothing where that cannot be."""
+    import fcntl
+
+    try:
+        if fcntl.fcntl(descriptor, _F_GETPIPE_SZ) < PIPE_BYTES:
+            fcntl.fcntl(descriptor, _F_SETPIPE_SZ, PIPE_BYTES)
+    except OSError:
+        pass  # a socket, another system, or the user's share of pipe memory is used up
 
 
 # Contexts of requests

@@ -37,6 +37,7 @@ from trailboss.plugins.http.h1 import (
     encode_chunk,
     encode_headers,
     encode_last_chunk,
+    interim_status_line,
     status_line,
 )
 from trailboss.plugins.http.limits import Waiting, deadline
@@ -140,12 +141,10 @@ class Answer:
         connection.answered(self.request, keep)
 
     def inform(self, status: int, headers: HeaderList) -> None:
-        """Send an interim answer; nothing where the head is out or the client speaks HTTP/1.0."""
+        """Send an interim answer; nothing where the head is out or the client speaks HTTP/1.0. Raises ValueError."""
         if self.finished or self.started or self.request.version == "1.0":
             return
-        if not 100 <= status <= 199 or status == 101:
-            raise ValueError(f"{status} is no status of an interim answer")
-        self._connection.send(status_line(status) + encode_headers(headers) + b"\r\n")
+        self._connection.send(interim_status_line(status) + encode_headers(headers) + b"\r\n")
 
     def head(self, status: int, headers: HeaderList, *, length: int | None = None) -> None:
         """Send the head; it leaves with the first part of the body, or at the end of the reactor's batch."""

@@ -4,7 +4,7 @@
 and, unless allowed, names with underscores stay here; the URI is always absolute and valid, whatever the target was;
 cookies are decoded. :mod:`trailboss_worker.protocol.http_message` encodes that, in either dialect. It is the reference.
 
-Nearly every request is plain: no header twice, no form, an ordinary target. For those `ContextWriter.json` puts the
+Nearly every request is plain: no header twice, an ordinary target. For those `ContextWriter.json` puts the
 same text together from pieces that are remembered: the beginning by client, method and host, each header by its bytes.
 What carries secrets (cookies, credentials) or is long is never remembered, and a memory that is full is emptied.
 """
@@ -158,8 +158,12 @@ class ContextWriter:
 
     def plain_json(self, request: Request) -> bytes | None:
         """The context of a request whose body goes to the worker as it is; None for one that is not plain."""
+        return self._from_pieces(request, '"parsed":false,"uploads":null,', may_be_form=not self._forms)
+
+    def _from_pieces(self, request: Request, about_body: str, *, may_be_form: bool) -> bytes | None:
+        """The context, put together; None where the reference is needed, or for a form where there may be none."""
         target = request.target
-        if _PLAIN_TARGET.fullmatch(target) is None or request.attributes:
+        if _PLAIN_TARGET.fullmatch(target) is None:
             return None
         remembered = self._headers
         found: dict[str, str] = {}
@@ -176,19 +180,22 @@ class ContextWriter:
             found[name] = entry[1]
             if name == "Cookie":
                 cookies = _cookies_json(pair[1])
-        if self._forms and "form" in found.get("Content-Type", ""):
+        if not may_be_form and "form" in found.get("Content-Type", "").lower():
             return None
+        attributes = _attributes_json(request.attributes) if request.attributes else "{}"
         version, method, scheme = request.version, request.method, request.scheme
         key = (request.remote_addr, version, method, scheme, request.host)
         beginning = self._beginnings.get(key) or self._beginning(key)
         return (
             f'{beginning}{target}","headers":{{{",".join(found.values())}}},"cookies":{cookies},'
-            f'"rawQuery":"{request.query}","parsed":false,"uploads":null,"attributes":{{}}}}'
+            f'"rawQuery":"{request.query}",{about_body}"attributes":{attributes}}}'
         ).encode()
 
     def json(self, request: Request, *, parsed: bool = False, uploads: bytes = b"") -> bytes:
         """The context of any request in the JSON dialect."""
-        return encode_request_json(
+        told = uploads.decode("utf-8", "replace") or "null"
+        about_body = f'"parsed":{"true" if parsed else "false"},"uploads":{told},'
+        return self._from_pieces(request, about_body, may_be_form=True) or encode_request_json(
             describe(request, parsed=parsed, uploads=uploads, underscores=self._underscores)
         )
 
@@ -204,9 +211,10 @@ class ContextWriter:
             f'{{"remoteAddr":{_quoted(remote_addr)},"protocol":"HTTP/{version}","method":{_quoted(method)},'
             f'"uri":"{scheme}://{_valid_host(host)}'
         )
-        if len(self._beginnings) >= MEMORY_MAX:
-            self._beginnings.clear()
-        self._beginnings[key] = text
+        if len(text) <= 2 * _REMEMBERED_LENGTH_MAX:
+            if len(self._beginnings) >= MEMORY_MAX:
+                self._beginnings.clear()
+            self._beginnings[key] = text
         return text
 
     def _entry(self, pair: tuple[bytes, bytes]) -> Entry:
@@ -223,8 +231,8 @@ class ContextWriter:
         else:
             name = canonical_name(raw)
             entry = (name, f"{_quoted(name)}:[{_quoted(_text(value))}]")
-            if lower == b"content-type" and self._forms and b"form" in value.lower():
-                return (name, "form")
+            if lower == b"content-type" and b"boundary" in value:
+                return entry  # never the same again
         if lower in _SECRET:
             if len(self._secrets) < MEMORY_MAX:
                 self._secrets[raw] = entry[0]
@@ -266,6 +274,14 @@ def _text(value: bytes) -> str:
 
 def _utf8(value: bytes) -> bytes:
     return _text(value).encode("utf-8")
+
+
+def _attributes_json(attributes: dict[str, list[str]]) -> str:
+    first = [(name, values[0]) for name, values in attributes.items() if values]
+    members = [
+        f"{_quoted(name)}:{_quoted(value.encode('utf-8', 'replace').decode())}" for name, value in first
+    ]
+    return "{" + ",".join(members) + "}"
 
 
 def _cookies_json(header: bytes) -> str:

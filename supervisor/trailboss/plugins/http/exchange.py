@@ -302,9 +302,11 @@ class _Conversation:
         path = request.path
         if len(path) > LABEL_PATH_MAX:
             path = path[:LABEL_PATH_MAX] + "..."
-        self.ticket = exchange.pool.submit(
+        ticket = exchange.pool.submit(
             context, body, exchange.flags, self.on_outcome, f"{request.method} {path}", self.on_part
         )
+        if not self.finished:  # it may have been refused at once
+            self.ticket = ticket
 
     def client_gone(self) -> None:
         """Responder: nobody reads the answer any more."""
@@ -323,6 +325,7 @@ class _Conversation:
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Pool: the last word on this request."""
+        self.ticket = None  # which refers to this: without a cycle the memory is free at once
         if self.finished:
             self._clean_up()
         elif self.head is not None:

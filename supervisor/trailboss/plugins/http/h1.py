@@ -29,6 +29,7 @@ __all__ = [
     "encode_chunk",
     "encode_headers",
     "encode_last_chunk",
+    "interim_status_line",
     "reason_phrase",
     "status_line",
 ]
@@ -436,16 +437,23 @@ def reason_phrase(status: int) -> str:
 
 
 _STATUS_LINES: Final = {
-    status: f"HTTP/1.1 {status} {reason_phrase(status)}\r\n".encode() for status in range(100, 600)
+    status: f"HTTP/1.1 {status} {reason_phrase(status)}\r\n".encode() for status in range(200, 600)
 }
 
 
 def status_line(status: int) -> bytes:
-    """Return the status line of an answer; its version is always 1.1. Raises ValueError beyond 100 to 599."""
+    """Return the status line of a final answer; its version is always 1.1. Raises ValueError beyond 200 to 599."""
     try:
         return _STATUS_LINES[status]
     except KeyError:
-        raise ValueError(f"{status} is no status of HTTP") from None
+        raise ValueError(f"{status} is no status of an answer") from None
+
+
+def interim_status_line(status: int) -> bytes:
+    """Return the status line of an interim answer. Raises ValueError for anything but 100 to 199 without 101."""
+    if not 100 <= status <= 199 or status == 101:
+        raise ValueError(f"{status} is no status of an interim answer")
+    return f"HTTP/1.1 {status} {reason_phrase(status)}\r\n".encode()
 
 
 def encode_headers(headers: HeaderList) -> bytes:

@@ -316,6 +316,7 @@ def test_a_handler_that_raises_costs_its_request_only(make_bench: MakeBench, whe
         lambda to: to.head(200, [(b"A\n", b"b")]),
         lambda to: to.respond(99999, [], b"x"),
         lambda to: to.head(0, []),
+        lambda to: to.respond(100, [], b""),
         lambda to: to.data(b"x"),
         lambda to: to.end(),
     ],

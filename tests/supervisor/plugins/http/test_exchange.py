@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import tempfile
@@ -359,22 +360,21 @@ VALUES = st.one_of(
 TARGETS = st.text("/ab?&=%20[]|\"'^;:@~", max_size=14).map(lambda text: "/" + text)
 
 
-@settings(max_examples=400, deadline=None)
-@given(
-    headers=st.lists(st.tuples(NAMES, VALUES), max_size=8),
-    target=TARGETS,
-    host=st.sampled_from(["example.org", "a:8080", "[::1]", "", "a:"]),
-    method=st.sampled_from(["GET", "POST", "X'Y", "HEAD"]),
-    underscores=st.booleans(),
-    forms=st.booleans(),
+ATTRIBUTES = st.dictionaries(
+    st.text('ab-"', max_size=4), st.lists(st.text(max_size=4), max_size=2), max_size=2
 )
+
+
+@settings(max_examples=400, deadline=None)
 @example(
     headers=[(b"Connection", b"close"), (b"Close", b"1")],
     target="/",
     host="a",
     method="GET",
     underscores=False,
-    forms=True,
+    attributes={},
+    parsed=False,
+    uploads=b"",
 )
 @example(
     headers=[(b"Connection", b"keep-alive, x-a"), (b"X-A", b"1")],
@@ -382,7 +382,9 @@ TARGETS = st.text("/ab?&=%20[]|\"'^;:@~", max_size=14).map(lambda text: "/" + te
     host="a",
     method="GET",
     underscores=False,
-    forms=True,
+    attributes={},
+    parsed=False,
+    uploads=b"",
 )
 @example(
     headers=[(b"Cookie", b"a=1; b=2; a=3"), (b"X_A", b"1")],
@@ -390,27 +392,50 @@ TARGETS = st.text("/ab?&=%20[]|\"'^;:@~", max_size=14).map(lambda text: "/" + te
     host="a",
     method="GET",
     underscores=False,
-    forms=True,
+    attributes={},
+    parsed=False,
+    uploads=b"",
+)
+@given(
+    headers=st.lists(st.tuples(NAMES, VALUES), max_size=8),
+    target=TARGETS,
+    host=st.sampled_from(["example.org", "a:8080", "[::1]", "", "a:"]),
+    method=st.sampled_from(["GET", "POST", "X'Y", "HEAD"]),
+    underscores=st.booleans(),
+    attributes=ATTRIBUTES,
+    parsed=st.booleans(),
+    uploads=st.sampled_from([b"", b'{"a":{"name":"\xc3\xa4"}}']),
 )
 def test_short_way_is_the_long_way(
-    headers: list[tuple[bytes, bytes]], target: str, host: str, method: str, underscores: bool, forms: bool
+    headers: list[tuple[bytes, bytes]],
+    target: str,
+    host: str,
+    method: str,
+    underscores: bool,
+    attributes: dict[str, list[str]],
+    parsed: bool,
+    uploads: bytes,
 ) -> None:
     """The context from remembered pieces is byte for byte the one of the reference, the second time as well."""
     request = make_request(method, target, headers)
     request.host = host
-    writer = ContextWriter(underscores=underscores, forms=forms)
-    expected = encode_request_json(describe(request, underscores=underscores))
-    for _ in range(2):
-        written = writer.plain_json(request)
-        if written is not None:
-            assert written == expected
-    assert writer.json(request) == expected
-    told = decode_request_json(expected)
-    assert "Host" not in told.header
+    request.attributes.update(attributes)
+    for forms in (False, True):
+        writer = ContextWriter(underscores=underscores, forms=forms)
+        expected = encode_request_json(describe(request, underscores=underscores))
+        for _ in range(2):
+            written = writer.plain_json(request)
+            if written is not None:
+                assert written == expected
+        expected = encode_request_json(
+            describe(request, parsed=parsed, uploads=uploads, underscores=underscores)
+        )
+        assert writer.json(request, parsed=parsed, uploads=uploads) == expected
+    assert "Host" not in decode_request_json(expected).header
 
 
 def test_most_requests_take_the_short_way() -> None:
-    """A browser's request and a JSON post are plain; a form, a repeated header and attributes are not."""
+    """A browser's request and a JSON post are plain; a form and a repeated header are not."""
     writer = ContextWriter()
     browser = {"User-Agent": "Mozilla/5.0", "Accept": "*/*", "Cookie": "a=1", "Connection": "keep-alive"}
     assert writer.plain_json(make_request(target="/a?b=1", headers=browser)) is not None
@@ -425,6 +450,10 @@ def test_memories_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names, values and hosts that a client makes up do not add up, and secrets are not remembered at all."""
     monkeypatch.setattr("trailboss.plugins.http.context.MEMORY_MAX", 50)
     writer = ContextWriter()
+    long = make_request("M" * 4000)
+    long.host = "h" * 4000
+    assert writer.plain_json(long) is not None
+    assert not writer._beginnings
     for number in range(300):
         request = make_request(
             headers={f"X-{number}": "a", "Authorization": f"b{number}", "Cookie": f"c={number}"}
@@ -986,6 +1015,37 @@ def test_no_retry() -> None:
     scene.ask()
     scene.pool.end(WorkerDied("dead"))
     assert len(scene.pool.tickets) == 1
+
+
+def test_requests_leave_no_cycles() -> None:
+    """What a request took is free when it is over, without the garbage collector."""
+    scene = Scene()
+
+    def course(end: Callable[[], None]) -> None:
+        scene.ask("POST", body=b"x")
+        end()
+        scene.pool.tickets.clear()
+
+    def stream() -> None:
+        scene.pool.part(b"1")
+        scene.pool.end(END)
+
+    ends: list[Callable[[], None]] = [
+        scene.pool.answer,
+        stream,
+        lambda: scene.pool.end(QueueFull("x")),
+        lambda: scene.pool.end(WorkerDied("x")),
+    ]
+    for end in ends:
+        course(end)
+    gc.collect()
+    gc.disable()
+    try:
+        for end in ends:
+            course(end)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 # --- clients that leave -----------------------------------------------------------------------------------------------

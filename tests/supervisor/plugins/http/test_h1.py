@@ -339,6 +339,6 @@ def test_status_lines() -> None:
     """A known status has its words, an unknown one none, and what is no status is refused."""
     assert status_line(404) == b"HTTP/1.1 404 Not Found\r\n"
     assert status_line(599) == b"HTTP/1.1 599 \r\n"
-    for status in (0, 99, 600, 99999, -1):
+    for status in (0, 99, 100, 199, 600, 99999, -1):
         with pytest.raises(ValueError, match="no status"):
             status_line(status)
