@@ -466,22 +466,24 @@ def test_fastapi(tmp_path: Path) -> None:
 def test_a_factory_on_a_socket_file(tmp_path: Path) -> None:
     """--factory, and an application behind a unix socket."""
     path = tmp_path / "http.sock"
-    with running(
-        "flask",
-        tmp_path,
-        "--wsgi",
-        "flask_site:create_app",
-        "--factory",
-        "--bind",
-        f"unix:{path}",
-        packages=("flask",),
+    with (
+        running(
+            "flask",
+            tmp_path,
+            "--wsgi",
+            "flask_site:create_app",
+            "--factory",
+            "--bind",
+            f"unix:{path}",
+            packages=("flask",),
+        ),
+        socket.socket(socket.AF_UNIX) as client,
     ):
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(WAIT_SECONDS)
-            client.connect(str(path))
-            client.sendall(b"GET /?name=file HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            with client.makefile("rb") as answer:
-                assert answer.read().endswith(b"\r\n\r\nhello file")
+        client.settimeout(WAIT_SECONDS)
+        client.connect(str(path))
+        client.sendall(b"GET /?name=file HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        with client.makefile("rb") as answer:
+            assert answer.read().endswith(b"\r\n\r\nhello file")
 
 
 @pytest.mark.parametrize(("flag", "target"), [("--wsgi", "wsgi_app"), ("--asgi", "asgi_app")])

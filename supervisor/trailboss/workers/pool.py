@@ -16,6 +16,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import overload
 
 import trio
 
@@ -221,6 +222,27 @@ class Pool:
         )
 
     # --- execs, on the data plane -----------------------------------------------------------------------------------
+
+    @overload
+    def submit(
+        self,
+        context: bytes,
+        body: bytes | FileBody,
+        flags: int,
+        on_outcome: OnOutcome,
+        label: str = "",
+    ) -> None: ...
+
+    @overload
+    def submit(
+        self,
+        context: bytes,
+        body: bytes | FileBody,
+        flags: int,
+        on_outcome: OnOutcome,
+        label: str,
+        on_part: OnPart,
+    ) -> Ticket: ...
 
     def submit(
         self,

@@ -80,8 +80,8 @@ class PoolLike(Protocol):
         body: Any,
         flags: int,
         on_outcome: OnOutcome,
-        label: str = "",
-        on_part: OnPart | None = None,
+        label: str,
+        on_part: OnPart,
     ) -> Ticket | None:
         """Give one payload to a worker. `body` is bytes or a FileBody; stand-ins may know bytes alone."""
 
