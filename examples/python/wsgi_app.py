@@ -21,7 +21,7 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
     if path == "/":
         name = parse_qs(environ["QUERY_STRING"]).get("name", ["world"])[0]
         start_response("200 OK", TEXT)
-        return [f"Hello {name}, from process {os.getpid()}\n".encode()]
+        return [f"Hello {name}, from Python (process {os.getpid()})\n".encode()]
     if path == "/clock":
         start_response("200 OK", TEXT)
         return clock(10)

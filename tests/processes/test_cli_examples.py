@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,14 @@ def free_port() -> int:
     ],
 )
 def test_an_example_runs_a_pushed_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: str) -> None:
-    """on_init prints the pipelines, the pushed job is done by a worker of that language, and the stop is clean."""
+    """on_init prints the pipelines, the page and the pushed job are that language's, and the stop is clean."""
+    port = free_port()
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin")
     log = tmp_path / "server.log"
     flags = (
         *("-c", str(PROJECT / "examples" / f"{language}.yaml")),
         *("-o", f"rpc.listen=unix://{tmp_path}/rpc.sock", "-o", f"status.address=127.0.0.1:{free_port()}"),
-        *("-o", f"logs.output={log}"),
+        *("-o", f"logs.output={log}", "-o", f"http.address=127.0.0.1:{port}"),
     )
     with subprocess.Popen(
         [*TRAILBOSS, "serve", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -50,6 +52,8 @@ def test_an_example_runs_a_pushed_job(tmp_path: Path, monkeypatch: pytest.Monkey
             assert server.stdout is not None
             assert server.stdout.readline().startswith(b"[INFO] Trailboss server started")
             assert "on_init: the pipelines are emails, reports" in log.read_text()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/?name=Ann", timeout=60) as page:
+                assert b"Hello Ann, from " in page.read()
             words = [*TRAILBOSS, *flags, "jobs", "push", "emails", "greet", "--payload", "World"]
             subprocess.run(words, check=True, timeout=60, capture_output=True)
             wanted = f"Hello World, from {'PHP' if language == 'php' else 'Python'}"

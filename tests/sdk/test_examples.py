@@ -35,7 +35,7 @@ def test_the_wsgi_example(serve_command):
     """Its pages answer, its clock ticks, and its traceback goes to standard error."""
     worker = serve_command("wsgi", "wsgi_app", "--chdir", str(EXAMPLE))
     worker.shake_hands()
-    assert ask(worker, "http://h/?name=Ann").body.startswith(b"Hello Ann, from process ")
+    assert ask(worker, "http://h/?name=Ann").body.startswith(b"Hello Ann, from Python (process ")
     assert ask(worker, "http://h/nowhere").status == 404
     assert ask(worker, "http://h/raise").status == 500
     worker.wait_stderr("this traceback is in the server's log")

@@ -113,10 +113,13 @@ class Target:
                 self._unreported += 1
                 return False
             self._take(line)
+            # What happens to the server is read by people and programs that wait for it.
+            self._hurry = True
+            self._condition.notify_all()
             return True
 
     def offer_many(self, lines: Sequence[bytes]) -> None:
-        """As `offer` for each line."""
+        """As `offer` for each line, for records of single requests: they may wait a moment to be written together."""
         with self._condition:
             for line in lines:
                 if self._closing or self._waiting_bytes + len(line) > self._buffer_bytes_max:
