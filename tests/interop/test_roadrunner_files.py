@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -246,11 +247,21 @@ def test_octanes_start_serves_http(tmp_path: Path, php: str) -> None:
     with live(tmp_path, f"tcp://127.0.0.1:{rpc}", *words.split()) as server:
         assert fetch(f"http://127.0.0.1:{port}/a?b=c") == b"Hello, world!"
         assert fetch(f"http://127.0.0.1:{port}/robots.txt") == b"static"
-        rows = [json.loads(line) for line in server.stdout.splitlines() if not line.startswith("[INFO]")]
-        (line,) = [row for row in rows if row["msg"] == "http log" and row["URI"] == "/a?b=c"]
+        # Records of requests are written a few at a time.
+        give_up_at = time.monotonic() + 10
+        while not (lines := logged_requests(server.stdout, "/a?b=c")) and time.monotonic() < give_up_at:
+            time.sleep(0.02)
+        (line,) = lines
         assert {"status": 200, "method": "GET"}.items() <= line.items()
         assert {"elapsed", "start", "remote_address", "read_bytes", "write_bytes"} <= line.keys()
         assert server.stderr == ""
+
+
+def logged_requests(output: str, uri: str) -> list[dict[str, object]]:
+    """Return the complete records of requests for `uri`."""
+    whole = output[: output.rfind("\n") + 1].splitlines()
+    rows = [json.loads(line) for line in whole if not line.startswith("[INFO]")]
+    return [row for row in rows if row["msg"] == "http log" and row["URI"] == uri]
 
 
 def fetch(url: str) -> bytes:
