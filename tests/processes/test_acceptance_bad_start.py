@@ -218,7 +218,11 @@ async def test_a_php_script_that_is_missing(tmp_path: Path) -> None:
         ("jobs__pool__allocate_timeout", 60, ("allocate_timeout", "60")),
         ("jobs__pipelines__work__driver", "nosuch", ("driver", "nosuch", "memory")),
         ("kv", {"local": {"driver": "memory"}}, ("kv", "not available")),
-        ("http", {"address": ":8080", "fcgi": {"address": "tcp://0.0.0.0:7921"}}, ("http.fcgi", "not available")),
+        (
+            "http",
+            {"address": ":8080", "fcgi": {"address": "tcp://0.0.0.0:7921"}},
+            ("http.fcgi", "not available"),
+        ),
         ("rpc__listen", "http://nowhere", ("rpc.listen", "tcp://127.0.0.1:6001")),
         ("jobs__consume", ["absent"], ("consume", "declare it under jobs.pipelines")),
     ],
