@@ -13,13 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from trailboss.socket_file import AddressError
+
 __all__ = ["SOCKET_NAME", "AddressError", "default_socket_path", "exported_address", "prepare_directory"]
 
 SOCKET_NAME: Final = "trailboss.sock"
-
-
-class AddressError(Exception):
-    """The RPC port cannot be opened there; the text names key, value and remedy."""
 
 
 def default_socket_path(environ: Mapping[str, str], uid: int) -> str:

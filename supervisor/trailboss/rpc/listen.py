@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import stat
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from trailboss.rpc.address import AddressError, prepare_directory
 from trailboss.rpc.connection import RpcConnection
 from trailboss.rpc.peer import Peer, SocketDiagnosis, SocketOwners, tcp_peer, unix_peer
 from trailboss.rpc.server import RpcServer
+from trailboss.socket_file import explain_unix, remove_stale
 
 __all__ = ["BoundSocket", "Listener", "bind"]
 
@@ -85,7 +85,7 @@ def bind(listen: str, default_path: str, *, uid: int, shared: bool, allow_remote
 
 
 def _bind_unix(path: str, what: str, *, shared: bool) -> BoundSocket:
-    _remove_stale(path, what)
+    remove_stale(path, what)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         sock.bind(path)
@@ -95,47 +95,8 @@ def _bind_unix(path: str, what: str, *, shared: bool) -> BoundSocket:
         found = os.lstat(path)
     except OSError as error:
         sock.close()
-        raise AddressError(_explain_unix(what, path, error)) from error
+        raise AddressError(explain_unix(what, path, error)) from error
     return BoundSocket(sock, "unix", path, 0, True, (found.st_dev, found.st_ino))
-
-
-def _explain_unix(what: str, path: str, error: OSError) -> str:
-    directory = os.path.dirname(path) or "."
-    if error.errno == errno.ENOENT:
-        return f"{what}: the folder {directory} does not exist; make it or change the path"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{what}: no permission to make a socket in {directory}; change its owner or the path"
-    return f"{what}: {error.strerror or error}; change the path"
-
-
-def _remove_stale(path: str, what: str) -> None:
-    """Remove the socket of a dead server. Raises AddressError if a server answers there, or if it is another file."""
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return  # nothing there, or bind will say what is wrong
-    if not stat.S_ISSOCK(found.st_mode):
-        raise AddressError(f"{what}: {path} exists and is no socket; remove it or change the path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            pass
-        except OSError as error:
-            raise AddressError(
-                f"{what}: the socket that is there cannot be tried: {error.strerror}"
-            ) from error
-        else:
-            raise AddressError(f"{what}: another server is listening; stop it or choose another path")
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise AddressError(
-            f"{what}: the socket of a dead server cannot be removed: {error.strerror}"
-        ) from error
 
 
 def _bind_tcp(host: str, port: int, what: str, *, allow_remote: bool) -> BoundSocket:

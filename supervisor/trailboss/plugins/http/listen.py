@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import stat
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +17,7 @@ from trailboss.config.values import parse_http_address
 from trailboss.log import logger
 from trailboss.plugins.http.connection import Connection
 from trailboss.plugins.http.front import Front
+from trailboss.socket_file import AddressError, explain_unix, remove_stale
 
 __all__ = ["AddressError", "BoundSocket", "Listener", "bind"]
 
@@ -34,10 +34,6 @@ COMPLAINT_SECONDS: Final = 60.0
 KEEPALIVE_IDLE_SECONDS: Final = 60
 
 _NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-class AddressError(Exception):
-    """An address that cannot be bound; the text names it and says what to do."""
 
 
 @dataclass(slots=True)
@@ -74,7 +70,7 @@ def bind(address: str) -> BoundSocket:
 
 
 def _bind_unix(path: str, what: str) -> BoundSocket:
-    _remove_stale(path, what)
+    remove_stale(path, what)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         sock.bind(path)
@@ -84,47 +80,8 @@ def _bind_unix(path: str, what: str) -> BoundSocket:
         found = os.lstat(path)
     except OSError as error:
         sock.close()
-        raise AddressError(_explain_unix(what, path, error)) from error
+        raise AddressError(explain_unix(what, path, error)) from error
     return BoundSocket(sock, f"unix:{path}", path, (found.st_dev, found.st_ino))
-
-
-def _explain_unix(what: str, path: str, error: OSError) -> str:
-    folder = os.path.dirname(path) or "."
-    if error.errno == errno.ENOENT:
-        return f"{what}: the folder {folder} does not exist; make it or change the path"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{what}: no permission to make a socket in {folder}; change its owner or the path"
-    return f"{what}: {error.strerror or error}; change the path"
-
-
-def _remove_stale(path: str, what: str) -> None:
-    """Remove the socket of a dead server. Raises AddressError if a server answers there, or if it is another file."""
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return  # nothing there, or bind will say what is wrong
-    if not stat.S_ISSOCK(found.st_mode):
-        raise AddressError(f"{what}: {path} exists and is no socket; remove it or change the path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            pass
-        except OSError as error:
-            raise AddressError(
-                f"{what}: the socket that is there cannot be tried: {error.strerror}"
-            ) from error
-        else:
-            raise AddressError(f"{what}: another server is listening; stop it or choose another path")
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise AddressError(
-            f"{what}: the socket of a dead server cannot be removed: {error.strerror}"
-        ) from error
 
 
 def _bind_tcp(host: str, port: int, what: str) -> BoundSocket:
