@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
 import socket
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 import trio
@@ -192,23 +195,52 @@ async def test_liar_gets_no_workers_place(socket_relay: str) -> None:
         assert stage.deaths == []
 
 
+#: Connects, says hello with its own pid, and holds the connection until its stdin ends. A process of its own because
+#: a session is what the hub goes by, and in a container the tests' own session may be one that has no number there.
+_EARLY_BIRD = """
+import os, socket, sys
+kind, host, port = sys.argv[1:]
+client = socket.create_connection((host, int(port))) if kind == "tcp" else socket.socket(socket.AF_UNIX)
+if kind == "unix":
+    client.connect(host)
+from trailboss_worker.protocol.control import encode_pid_answer
+client.send(encode_pid_answer(os.getpid()))
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def _early_bird(stage: Stage) -> Iterator[int]:
+    hub = stage.workshop.hub
+    assert hub is not None
+    address = hub.address
+    bird = subprocess.Popen(
+        [sys.executable, "-c", _EARLY_BIRD, address.kind, address.path or "127.0.0.1", str(address.port)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, **SDK_ENVIRONMENT},
+    )
+    assert bird.stdin is not None
+    try:
+        yield bird.pid
+    finally:
+        bird.stdin.close()
+        bird.wait(5)
+
+
 async def test_hello_before_the_spawn_is_reported(socket_relay: str) -> None:
     """A handshake that is complete before anybody expects it is kept for a moment."""
     async with open_stage(socket_relay) as stage:
         hub = stage.workshop.hub
         assert hub is not None
-        client = _connect(stage)
-        client.send(encode_pid_answer(os.getpid()))
-        await until(lambda: hub._early, 2)
-        attached: list[int] = []
-        hub.expect(os.getsid(0), lambda fd, _rest: attached.append(fd))
-        assert len(attached) == 1
-        os.close(attached[0])
-        client.close()
-        gone = _connect(stage)
-        gone.send(encode_pid_answer(os.getpid()))
-        await until(lambda: hub._early, 2)
-        gone.close()
+        with _early_bird(stage) as session:
+            await until(lambda: hub._early, 10)
+            attached: list[int] = []
+            hub.expect(session, lambda fd, _rest: attached.append(fd))
+            assert len(attached) == 1
+            os.close(attached[0])
+        with _early_bird(stage):
+            await until(lambda: hub._early, 10)
         await until(lambda: not hub._early, 1)
 
 
