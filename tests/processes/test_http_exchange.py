@@ -357,7 +357,7 @@ async def test_back_pressure(stage: Stage, tmp_path: Path) -> None:
 
 def is_paused(site: Site) -> list[bool]:
     """Of each worker, whether its stream is paused."""
-    lanes = [slot.worker.lane for slot in site.pool._slots if slot.worker is not None]
+    lanes = [slot.worker.lane for slot in site.pool.slots if slot.worker is not None]
     return [lane.current.paused for lane in lanes if lane is not None and lane.current is not None]
 
 

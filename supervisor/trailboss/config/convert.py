@@ -22,7 +22,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from trailboss.config.problems import ConfigError, Problem
-from trailboss.config.schema import PIPELINE_DRIVERS, UNAVAILABLE_KEYS, Kind, PipelineConfig, section_keys
+from trailboss.config.schema import (
+    PIPELINE_DRIVERS,
+    UNAVAILABLE_KEYS,
+    Kind,
+    PipelineConfig,
+    Warmup,
+    section_keys,
+)
 from trailboss.config.tree import Node, find, plain
 from trailboss.config.values import parse_duration, parse_integer
 
@@ -466,6 +473,27 @@ def _read_command(
     return words
 
 
+def _read_warmup(
+    hint: object, node: Node, name: str, item: dataclasses.Field[object], findings: Findings
+) -> object:
+    if not isinstance(node.value, list):
+        command = _read_command(hint, node, name, item, findings)
+        assert isinstance(command, tuple)
+        return Warmup(command=command)
+    paths = tuple(_list_texts(node))
+    for path in paths:
+        if (
+            not path.startswith("/")
+            or not path.isascii()
+            or any(char <= " " or char == "\x7f" for char in path)
+        ):
+            raise _Wrong(
+                f"{path!r} is no request path",
+                'write paths that begin with /, such as [/health]; a command is one text, such as "php warm.php"',
+            )
+    return Warmup(paths=paths)
+
+
 def _list_texts(node: Node) -> list[str]:
     assert isinstance(node.value, list)
     if any(isinstance(child.value, dict | list) or child.value is None for child in node.value):
@@ -575,6 +603,7 @@ _KIND_READERS: Final[dict[Kind, _Reader]] = {
     Kind.SECONDS_OR_DURATION: _read_seconds,
     Kind.MEGABYTES: _read_int,
     Kind.COMMAND: _read_command,
+    Kind.WARMUP: _read_warmup,
     Kind.ENVIRONMENT: _read_environment,
 }
 _PLAIN_READERS: Final[dict[type, _Reader]] = {

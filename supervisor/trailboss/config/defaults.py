@@ -35,6 +35,8 @@ _EXAMPLES: Final = {
     ("PipelineConfig", "driver"): "memory",
     ("HttpConfig", "address"): "[127.0.0.1:8080]",
     ("StaticConfig", "dir"): "public",
+    ("AutoscaleConfig", "max"): "16",
+    ("PoolConfig", "warmup"): "null",
 }
 """Values shown for keys that have no default."""
 
@@ -200,7 +202,7 @@ def _schema_value(hint: object, item: _Key, definitions: dict[str, object]) -> d
         return dict(_DURATION)
     if kind is Kind.SECONDS_OR_DURATION:
         return {"anyOf": [{"type": "integer", "minimum": item.metadata["minimum"] or 0}, *_DURATION["anyOf"]]}
-    if kind is Kind.COMMAND:
+    if kind is Kind.COMMAND or kind is Kind.WARMUP:
         return {"type": ["string", "array", "null"], "items": _TEXT, "minItems": 1}
     if kind is Kind.ENVIRONMENT:
         values = {"additionalProperties": {"type": ["string", "number", "boolean", "null"]}}
@@ -340,6 +342,7 @@ def _type_text(hint: object, item: _Key) -> str:
         Kind.SECONDS_OR_DURATION: "seconds or duration",
         Kind.MEGABYTES: "int",
         Kind.COMMAND: "list or text",
+        Kind.WARMUP: "list or text",
         Kind.ENVIRONMENT: "names and texts",
     }
     kind = _kind(hint)

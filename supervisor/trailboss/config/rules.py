@@ -28,6 +28,7 @@ def contradictions(config: Config) -> list[Problem]:
     problems = [*_remote_rpc(config), *_http(config), *_commands(config)]
     for name, pool in pools(config):
         problems.extend(_quorum(config, name, pool))
+        problems.extend(_sizes(config, name, pool))
     if config.jobs is not None:
         problems.extend(_consumed(config, config.jobs))
     return problems
@@ -90,6 +91,27 @@ def _quorum(config: Config, name: str, pool: PoolConfig) -> Iterator[Problem]:
             f"{name}.quorum",
             f"the quorum can never be reached with {pool.resolved_num_workers} workers",
             f"write {pool.resolved_num_workers} or less, or raise num_workers",
+        )
+
+
+def _sizes(config: Config, name: str, pool: PoolConfig) -> Iterator[Problem]:
+    """Keys about the number of workers that contradict each other, and warm-ups that nobody could do."""
+    if pool.max_surge == 0 and pool.max_unavailable == 0:
+        yield config.source.problem(
+            f"{name}.max_surge",
+            "with 0 here and max_unavailable 0 no worker could ever be replaced",
+            "raise one of the two",
+        )
+    autoscale = pool.autoscale
+    if autoscale is not None and autoscale.min > autoscale.max:
+        yield config.source.problem(
+            f"{name}.autoscale.min", f"above max ({autoscale.max})", "make it smaller, or raise max"
+        )
+    if pool.warmup.paths and name != "http.pool":
+        yield config.source.problem(
+            f"{name}.warmup",
+            "these workers answer no HTTP requests",
+            'write a command as one text, such as "php warm.php"',
         )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -33,11 +33,14 @@ __all__ = [
     "PIPELINE_DRIVERS",
     "UNAVAILABLE_KEYS",
     "UNAVAILABLE_SECTIONS",
+    "AutoscaleConfig",
+    "CanaryConfig",
     "Command",
     "Config",
     "ConfigSource",
     "CorsConfig",
     "Duration",
+    "DynamicAllocatorConfig",
     "EndureConfig",
     "Environment",
     "FileLoggerConfig",
@@ -57,6 +60,7 @@ __all__ = [
     "PipelineConfig",
     "PluginOptions",
     "PoolConfig",
+    "QuarantineConfig",
     "RpcConfig",
     "SecondsOrDuration",
     "SendfileConfig",
@@ -65,6 +69,8 @@ __all__ = [
     "StatusConfig",
     "SupervisorConfig",
     "UploadsConfig",
+    "Warmup",
+    "WarmupSteps",
     "key",
     "section_keys",
 ]
@@ -79,6 +85,7 @@ class Kind(Enum):
     SECONDS_OR_DURATION = "seconds_or_duration"
     MEGABYTES = "megabytes"
     COMMAND = "command"
+    WARMUP = "warmup"
     ENVIRONMENT = "environment"
 
 
@@ -93,6 +100,22 @@ Megabytes = Annotated[int, Kind.MEGABYTES]
 
 Command = Annotated[tuple[str, ...], Kind.COMMAND]
 """An argument vector; written as a list, or as a string that is split at spaces without quoting and without a shell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Warmup:
+    """What a new worker does before it counts: requests to itself, or a command that runs beside it."""
+
+    paths: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.paths or self.command)
+
+
+WarmupSteps = Annotated[Warmup, Kind.WARMUP]
+"""A list of request paths, each beginning with /, or a text that is a command as in `Command`."""
 
 Environment = Annotated[Mapping[str, str], Kind.ENVIRONMENT]
 """Environment variables; the names are upper-cased as RoadRunner does."""
@@ -242,7 +265,62 @@ class SupervisorConfig:
     idle_ttl: Duration = key(0.0, "Greatest idle time after the first use; the worker is then replaced.")
     exec_ttl: Duration = key(0.0, "Longest execution; the worker is killed in the middle of it.")
     max_worker_memory: Megabytes = key(
-        0, "Resident memory; a larger worker is replaced when it is idle.", "MB", minimum=0
+        0, "Memory; a larger worker is replaced in its turn, after what it runs.", "MB", minimum=0
+    )
+    memory_measure: Literal["rss", "pss"] = key(
+        "rss",
+        "What max_worker_memory counts: resident memory, or its share of what it has in common with others (pss).",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryConfig:
+    """`<plugin>.pool.canary`: how long the first worker of a reset is watched before the others follow."""
+
+    window: Duration = key(0.0, "Time beside the old workers before the reset goes on; 0: none.")
+    error_rate: float = key(
+        0.05,
+        "The reset is given up where the share of failed executions is above the old workers' by more than this.",
+        minimum=0,
+        maximum=1,
+    )
+    latency_factor: float = key(
+        3.0,
+        "And where its executions take more than so many times as long on average; 0: not looked at.",
+        minimum=0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineConfig:
+    """`<plugin>.pool.quarantine`: executions that kill one worker after the other are refused for a while."""
+
+    deaths: int = key(3, "Deaths of different workers over the same execution; 0: off.", minimum=0)
+    within: Duration = key(60.0, "Deaths further apart than this do not add up.")
+    expiry: Duration = key(600.0, "How long it is refused.")
+
+
+@dataclass(frozen=True, slots=True)
+class AutoscaleConfig:
+    """`<plugin>.pool.autoscale`: let the number of workers follow the load."""
+
+    min: int = key(0, "Fewest workers.", default_text="num_workers", minimum=0, maximum=10_000)
+    max: int = key(..., "Most workers.", minimum=1, maximum=10_000)
+    target_queue_time: Duration = key(0.1, "Workers are added when an execution has waited this long.")
+    up_step: int = key(
+        0, "Workers added at once.", default_text="a quarter of those there are", minimum=0, maximum=1000
+    )
+    down_after: Duration = key(30.0, "One worker is given up after the pool was mostly idle for this long.")
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicAllocatorConfig:
+    """`<plugin>.pool.dynamic_allocator`: RoadRunner's keys for the same; autoscale has more."""
+
+    max_workers: int = key(10, "Workers that may be added to num_workers.", minimum=1, maximum=100)
+    spawn_rate: int = key(5, "Workers added at once.", minimum=1, maximum=100)
+    idle_timeout: Duration = key(
+        60.0, "One of them is given up after the pool was mostly idle for this long."
     )
 
 
@@ -286,6 +364,33 @@ class PoolConfig:
     max_frame_size: Megabytes = key(
         128, "Largest frame accepted from a worker.", "MB", minimum=1, maximum=4095
     )
+    max_surge: int | None = key(
+        None,
+        "Workers above num_workers while a reset goes on; less where memory is short.",
+        default_text="num_workers",
+        minimum=0,
+        maximum=10_000,
+    )
+    max_unavailable: int = key(
+        0, "Workers that may be missing while a reset or recycling goes on.", minimum=0, maximum=10_000
+    )
+    warmup: WarmupSteps = key(
+        Warmup,
+        "What a new worker does before it counts: a list of request paths, or a command.",
+        default_text="none",
+    )
+    warmup_timeout: Duration = key(30.0, "Longest warm-up of one worker.")
+    canary: CanaryConfig = key(CanaryConfig, "How the first worker of a reset is watched.")
+    on_exhausted: Literal["degrade", "exit"] = key(
+        "degrade",
+        "What follows when no worker is left and none boots: answer 503 and go on trying, or stop the server with exit "
+        "code 1.",
+    )
+    quarantine: QuarantineConfig = key(QuarantineConfig, "What is refused because it kills workers.")
+    autoscale: AutoscaleConfig | None = key(None, "Let the number of workers follow the load.")
+    dynamic_allocator: DynamicAllocatorConfig | None = key(
+        None, "RoadRunner's form of autoscale; not looked at beside it."
+    )
     supervisor: SupervisorConfig = key(SupervisorConfig, "Limits of one worker.")
 
     def __post_init__(self) -> None:
@@ -298,6 +403,29 @@ class PoolConfig:
     def resolved_num_workers(self) -> int:
         """How many workers the pool keeps."""
         return self.num_workers or cpu_count()
+
+    @property
+    def resolved_max_surge(self) -> int:
+        """How many workers a reset may have above the pool's size."""
+        return self.resolved_num_workers if self.max_surge is None else self.max_surge
+
+    @property
+    def resolved_autoscale(self) -> AutoscaleConfig | None:
+        """How the number of workers follows the load, from whichever section says it; None: it does not."""
+        workers = self.resolved_num_workers
+        if self.debug:
+            return None
+        if self.autoscale is not None:
+            return replace(self.autoscale, min=self.autoscale.min or min(workers, self.autoscale.max))
+        if self.dynamic_allocator is not None:
+            extra = self.dynamic_allocator
+            return AutoscaleConfig(
+                min=workers,
+                max=workers + extra.max_workers,
+                up_step=extra.spawn_rate,
+                down_after=extra.idle_timeout,
+            )
+        return None
 
     @property
     def resolved_max_queue_size(self) -> int:
@@ -759,12 +887,6 @@ UNAVAILABLE_SECTIONS: Final[Mapping[str, tuple[str, str]]] = {
 """Sections of RoadRunner that Trailboss knows and does not have: (what is wrong, what to do)."""
 
 UNAVAILABLE_KEYS: Final[Mapping[type, Mapping[str, tuple[str, str]]]] = {
-    PoolConfig: {
-        "dynamic_allocator": (
-            "the dynamic allocator is not available in this version of Trailboss",
-            "remove it and set num_workers to the number of workers wanted at peak",
-        )
-    },
     HttpConfig: {
         "ssl": (
             "TLS is not available yet in this version of Trailboss",

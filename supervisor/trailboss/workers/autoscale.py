@@ -99,7 +99,13 @@ class Controller:
         limits = self.limits
         fewer = load.wanted - 1
         spare = fewer - max(self._busy, float(load.busy))
-        if load.wanted <= limits.minimum or load.booting or load.queued or spare < fewer * IDLE_SHARE or spare <= 0:
+        if (
+            load.wanted <= limits.minimum
+            or load.booting
+            or load.queued
+            or spare < fewer * IDLE_SHARE
+            or spare <= 0
+        ):
             self._idle_since = None
             return load.wanted
         if self._idle_since is None:

@@ -47,6 +47,8 @@ class DeathRecord:
     system_seconds: float = 0.0
     #: 0: not known, that is below the supervisor's own peak.
     memory_peak_bytes: int = 0
+    #: How its resident memory grew; 0: not known (memory is only looked at where max_worker_memory is set).
+    memory_growth_bytes_per_hour: float = 0.0
     #: Last lines of its standard error, oldest first.
     last_output: tuple[str, ...] = ()
     #: Stray bytes found on its standard output, escaped.
@@ -73,6 +75,7 @@ class DeathRecord:
             "user_seconds": round(self.user_seconds, 3),
             "system_seconds": round(self.system_seconds, 3),
             "memory_peak_bytes": self.memory_peak_bytes,
+            "memory_growth_bytes_per_hour": round(self.memory_growth_bytes_per_hour),
             "last_output": list(self.last_output),
             "stray_output": self.stray_output,
             "hint": self.hint,
@@ -92,6 +95,9 @@ class DeathRecord:
         ]
         if self.memory_peak_bytes:
             lines.append(f"  peak memory {self.memory_peak_bytes / 1048576:.1f} MiB")
+        if self.memory_growth_bytes_per_hour:
+            growth = self.memory_growth_bytes_per_hour / 1048576
+            lines.append(f"  memory {'grew' if growth > 0 else 'shrank'} by {abs(growth):.1f} MiB an hour")
         if self.stray_output:
             lines.append(f"  on standard output: {self.stray_output}")
         if self.hint:

@@ -243,12 +243,20 @@ class Ticket(Exec):
             )
 
 
+LaneWatch = Callable[["Lane", "Exec", "Outcome", float], None]
+"""Called with the lane, the execution, its outcome, and how long it took in seconds."""
+
+
 class LaneOwner:
     """What a lane tells its owner, the worker's task. All calls come from the reactor and must not block."""
 
     def lane_broken(self, breach: Breach) -> None:
         """The relay is unusable; an exec under way waits in `lane.current` for its outcome."""
         raise NotImplementedError
+
+    def quota_used(self) -> bool:
+        """Reactor: `executions_max` is reached. False lets the lane go on, to a later `executions_max`."""
+        return True
 
     def lane_spent(self) -> None:
         """The last exec this worker may run is answered, or it asked to go: retire it."""
@@ -289,6 +297,7 @@ class Lane:
         "read_fd",
         "retiring",
         "started_at",
+        "watch",
         "write_fd",
     )
 
@@ -337,6 +346,8 @@ class Lane:
         self.retiring = False
         #: Whether the pool has this lane in its list of idle ones.
         self.parked = False
+        #: Sees every execution that ends, while somebody wants to know (a canary's window, a quarantine).
+        self.watch: LaneWatch | None = None
         self.asked_to_stop = False
         self.overdue = False
         self.closed = False
@@ -664,9 +675,11 @@ class Lane:
             exec_.on_outcome(outcome)
         except Exception:
             log.exception("the receiver of an outcome failed", pid=self.pid, pool=pool.name)
+        if self.watch is not None:
+            self.watch(self, exec_, outcome, self.last_used - self.started_at)
         if self.retiring:
             self._owner.lane_spent()
-        elif self.executions_max and self.executions >= self.executions_max:
+        elif self.executions_max and self.executions >= self.executions_max and self._owner.quota_used():
             self.retiring = True
             self._owner.lane_spent()
         elif not self.closed:

@@ -36,6 +36,14 @@ class WorkerLimits:
     idle_ttl_seconds: float
     memory_bytes: int
 
+    #: A replacement is started when this share of the quota is left; none for quotas of a few executions.
+    AHEAD = 0.1
+
+    @property
+    def executions_soon(self) -> int:
+        """Executions after which a replacement should be on its way; the quota itself where that makes no sense."""
+        return self.executions - int(self.executions * self.AHEAD)
+
     def due(self, now: float, ready_at: float, last_used: float) -> RetireCause | None:
         """Say which age limit has passed; `last_used` is 0 for a worker that never ran (idle_ttl counts from use)."""
         if self.ttl_seconds and now >= ready_at + self.ttl_seconds:

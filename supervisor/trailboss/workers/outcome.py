@@ -16,6 +16,7 @@ __all__ = [
     "Outcome",
     "PoolClosed",
     "PoolDegraded",
+    "Quarantined",
     "QueueFull",
     "QueueTimeout",
     "SoftError",
@@ -70,6 +71,10 @@ class QueueFull(ExecFailed):
 
 class PoolDegraded(ExecFailed):
     """The pool has no worker and its last boots failed; it keeps probing. Nothing was sent."""
+
+
+class Quarantined(ExecFailed):
+    """The same has killed one worker after the other and is not given to another one for now; nothing was sent."""
 
 
 class PoolClosed(ExecFailed):

@@ -22,7 +22,8 @@ import trio
 
 from trailboss.config.schema import PoolConfig
 from trailboss.log import logger
-from trailboss.workers.lane import Exec, FileBody, Lane, OnOutcome, OnPart, Ticket
+from trailboss.workers.generations import CanaryWatch, Generations, ResetFailed
+from trailboss.workers.lane import Exec, FileBody, Lane, LaneWatch, OnOutcome, OnPart, Ticket
 from trailboss.workers.limits import Limits, RetireCause
 from trailboss.workers.outcome import (
     Answer,
@@ -30,14 +31,17 @@ from trailboss.workers.outcome import (
     Outcome,
     PoolClosed,
     PoolDegraded,
+    Quarantined,
     QueueFull,
     QueueTimeout,
     WorkerDied,
 )
-from trailboss.workers.pool_state import PoolPhase, SlotView, count, decide_phase, pick_to_remove
+from trailboss.workers.pool_state import PoolPhase, SlotView, count, decide_phase
 from trailboss.workers.process import Process
+from trailboss.workers.quarantine import Quarantine, QuarantineLimits
 from trailboss.workers.restart import FirstStart, RestartBudget, RestartPolicy, SlotHistory
 from trailboss.workers.sampling import cpu_percent, resident_bytes
+from trailboss.workers.upkeep import Upkeep
 from trailboss.workers.worker import Worker, WorkerExit, WorkerPhase
 from trailboss.workers.workshop import PoolSpec, Workshop
 
@@ -54,13 +58,12 @@ __all__ = [
 
 log = logger("server")
 
+#: Causes of deaths that say nothing about what was run: our own limits, and orders from outside.
+_NOT_ITS_FAULT = frozenset({"exec_ttl", "killed", "internal error"})
+
 
 class PoolStartFailed(Exception):
     """The first boot of a pool failed for good; the text holds the worker's own last output."""
-
-
-class ResetFailed(Exception):
-    """The new generation did not come up; the old one goes on. The text says why, with the worker's last output."""
 
 
 #: RoadRunner's numbers and texts of worker states (supervision: informer answers).
@@ -135,6 +138,12 @@ class Slot:
     failure: str = ""
     #: A worker of it has been ready, whatever came later.
     was_up: bool = False
+    #: Its worker has to go, since when, and who takes its place (see `upkeep`).
+    due: RetireCause | None = None
+    due_since: float = 0.0
+    replacement: Slot | None = None
+    #: No replacement is tried before this time.
+    replace_not_before: float = 0.0
 
     def view(self) -> SlotView:
         """What the pure decisions need to know of it."""
@@ -156,9 +165,6 @@ class Slot:
 class Pool:
     """See the module's text. Public verbs: `submit`, `exec`, `reset`, `add_worker`, `remove_worker`, `run`, `stop`."""
 
-    #: Memory of the workers is looked at so often where max_worker_memory is set.
-    MEMORY_SECONDS = 5.0
-
     def __init__(
         self,
         spec: PoolSpec,
@@ -177,7 +183,7 @@ class Pool:
         self._random = random.Random(seed)
         self._reactor = workshop.reactor
         limits = spec.config.supervisor
-        self._limits = Limits(
+        self.limits = Limits(
             max_jobs=1 if self.debug else spec.config.max_jobs,
             ttl_seconds=limits.ttl,
             idle_ttl_seconds=limits.idle_ttl,
@@ -193,17 +199,22 @@ class Pool:
         self._idle: list[Lane] = []
         self._queue: deque[Exec] = deque()
         self._queue_watched = False
-        self._slots: list[Slot] = []
+        self.slots: list[Slot] = []
         self._slot_number = 0
         self.generation = 1
-        self._nursery: trio.Nursery | None = None
+        self.nursery: trio.Nursery | None = None
+        self.generations = Generations(self)
+        self.upkeep = Upkeep(self)
+        self._watch: CanaryWatch | None = None
+        quarantine = spec.config.quarantine
+        self.quarantine = Quarantine(
+            QuarantineLimits(quarantine.deaths, quarantine.within, quarantine.expiry)
+        )
+        #: Looked at for every exec, so it is the plain dictionary: empty while nothing is suspected.
+        self._suspects = self.quarantine.suspects
         self._changed = trio.Event()
         self._stop_requested = trio.Event()
         self._finished = trio.Event()
-        #: Resets and changes of size happen one after the other, so that each finds the number of slots it expects.
-        self._resizing = trio.Lock()
-        self._resetting: _SharedReset | None = None
-        self._next_reset: _SharedReset | None = None
         self._last_failure = ""
         #: Called from the reactor when a worker has become idle and nothing waits in the pool's own queue.
         self.idle_listener: Callable[[], None] | None = None
@@ -286,13 +297,15 @@ class Pool:
 
     def lane_of(self, exec_: Exec) -> Lane | None:
         """The lane that has `exec_` now, or None."""
-        for slot in self._slots:
+        for slot in self.slots:
             lane = slot.worker.lane if slot.worker is not None else None
             if lane is not None and lane.current is exec_ and not lane.closed:
                 return lane
         return None
 
     def _dispatch(self, exec_: Exec) -> None:
+        if self._suspects and self._is_quarantined(exec_):
+            return
         idle = self._idle
         while idle:
             lane = idle.pop()
@@ -312,8 +325,52 @@ class Pool:
             exec_.deadline = self._reactor.now + self.config.queue_timeout
             self._queue.append(exec_)
             self._watch_queue()
+            if self.upkeep.controller is not None:
+                self.upkeep.queue_grew()
             if self.debug:
                 self._add_debug_slot()
+
+    def _is_quarantined(self, exec_: Exec) -> bool:
+        """Refuse what has killed too many workers."""
+        suspect = self.quarantine.refuses(self._reactor.now, exec_.label, payload_of(exec_))
+        if suspect is None:
+            return False
+        seconds = max(0.0, (suspect.until or 0.0) - self._reactor.now)
+        self._refuse(
+            exec_,
+            Quarantined(
+                f"{len(suspect.deaths)} workers of the pool {self.name} died over it ({suspect.cause}); it is tried again "
+                f"in {seconds:.0f} s, or when its quarantine {suspect.fingerprint} is lifted"
+            ),
+        )
+        return True
+
+    def note_death(self, worker: Worker, exec_: Exec | None, cause: str) -> None:
+        """Owner task: `worker` has died, over `exec_` if that is not None."""
+        if self._watch is not None:
+            self._watch.died(worker.generation)
+        if exec_ is None or cause in _NOT_ITS_FAULT:
+            return
+        before = bool(self._suspects)
+        entry = self.quarantine.died(self._reactor.now, exec_.label, payload_of(exec_), cause)
+        if not before and self._suspects:
+            self.watch_lanes(self._watch)
+        if entry is not None:
+            log.error(
+                "quarantined: it has killed one worker after the other",
+                pool=self.name,
+                doing=entry.label,
+                deaths=len(entry.deaths),
+                cause=cause,
+                fingerprint=entry.fingerprint,
+                seconds=self.config.quarantine.expiry,
+            )
+
+    def oldest_wait_seconds(self, now: float) -> float:
+        """How long what waits longest in the queue has waited; 0 where nothing does."""
+        if not self._queue:
+            return 0.0
+        return max(0.0, now - (self._queue[0].deadline - self.config.queue_timeout))
 
     def resubmit(self, exec_: Exec) -> None:
         """The worker that had it never answered it: it goes to the head of the queue (or to an idle worker)."""
@@ -339,7 +396,7 @@ class Pool:
             self._add_debug_slot()
 
     def _any_lane(self) -> bool:
-        return any(slot.worker is not None and slot.worker.retire_cause is None for slot in self._slots)
+        return any(slot.worker is not None and slot.worker.retire_cause is None for slot in self.slots)
 
     def _refuse(self, exec_: Exec, why: ExecFailed) -> None:
         self.refused += 1
@@ -383,7 +440,7 @@ class Pool:
     @property
     def in_flight(self) -> int:
         """Execs that are with a worker now."""
-        return sum(1 for slot in self._slots if slot.worker is not None and slot.worker.is_busy)
+        return sum(1 for slot in self.slots if slot.worker is not None and slot.worker.is_busy)
 
     @property
     def queued(self) -> int:
@@ -469,26 +526,25 @@ class Pool:
         """
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                self.nursery = nursery
                 if not self.debug and not self._stop_requested.is_set():
                     for _ in range(self.num_workers):
-                        self._add_slot(self.generation)
-                if self._limits.memory_bytes:
-                    nursery.start_soon(self._watch_memory)
+                        self.add_slot(self.generation)
+                self.upkeep.begin(nursery)
                 failure = await self._first_boot()
                 if not failure:
                     self._first_start = None
                     self._set_phase()
                     task_status.started()
                     await self._stop_requested.wait()
-                    while self._slots:
-                        await self._change()
+                    while self.slots:
+                        await self.change()
                 nursery.cancel_scope.cancel(reason="the pool has stopped")
             if failure:
                 raise PoolStartFailed(failure)
         finally:
             self._phase = PoolPhase.STOPPED
-            self._nursery = None
+            self.nursery = None
             self._fail_queue(lambda: PoolClosed(f"the pool {self.name} has stopped"))
             self._finished.set()
             self._notify()
@@ -503,7 +559,7 @@ class Pool:
                     f"the pool {self.name} did not start: {self.ready_workers} of {self.num_workers} workers ready, "
                     f"{self._first_start.failures} boots failed; the last one: {self._last_failure}"
                 )
-            await self._change()
+            await self.change()
         return ""
 
     async def stop(self, deadline: float) -> None:
@@ -513,34 +569,36 @@ class Pool:
             self._phase = PoolPhase.DRAINING
             self._notify()
         self._fail_queue(lambda: PoolClosed(f"the pool {self.name} is stopping"))
-        for slot in list(self._slots):
-            self._retire_slot(slot, RetireCause.STOP, limit)
+        for slot in list(self.slots):
+            self.retire_slot(slot, RetireCause.STOP, limit)
         self._stop_requested.set()
         self._poke_change()
-        if self._nursery is None:
+        if self.nursery is None:
             return
         with trio.move_on_at(limit):
             await self._finished.wait()
             return
-        for slot in list(self._slots):
+        for slot in list(self.slots):
             if slot.worker is not None:
                 slot.worker.kill("still there when the time to stop was over")
         await self._finished.wait()
 
-    def _add_slot(self, generation: int, *, trial: bool = False) -> Slot:
-        assert self._nursery is not None
+    def add_slot(self, generation: int, *, trial: bool = False) -> Slot:
+        """Add a place for a worker of `generation`, which begins to boot; the pool's size is the caller's business."""
+        assert self.nursery is not None
         self._slot_number += 1
         slot = Slot(self._slot_number, generation, trial=trial)
-        self._slots.append(slot)
-        self._nursery.start_soon(self._run_slot, slot)
+        self.slots.append(slot)
+        self.nursery.start_soon(self._run_slot, slot)
         return slot
 
     def _add_debug_slot(self) -> None:
         """Debug mode: a fresh worker for this exec, at most `num_workers` at the same time."""
-        if self._nursery is not None and len(self._slots) < self.num_workers:
-            self._add_slot(self.generation).wanted = False
+        if self.nursery is not None and len(self.slots) < self.num_workers:
+            self.add_slot(self.generation).wanted = False
 
-    def _retire_slot(self, slot: Slot, cause: RetireCause, deadline: float) -> None:
+    def retire_slot(self, slot: Slot, cause: RetireCause, deadline: float) -> None:
+        """Give up a slot: its worker finishes what it runs, by `deadline`, and goes."""
         slot.wanted = False
         if slot.worker is not None:
             slot.worker.retire(cause, deadline)
@@ -554,7 +612,7 @@ class Pool:
                 if not first:
                     self.restarts += 1
                 first = False
-                limits = self._limits.draw(self._random.random())
+                limits = self.limits.draw(self._random.random())
                 exec_ttl = self.config.supervisor.exec_ttl
                 worker = Worker(self, slot.number, slot.generation, limits, exec_ttl)
                 slot.worker = worker
@@ -562,13 +620,14 @@ class Pool:
                     break
                 left = await self._live(worker)
                 slot.worker = None
+                self.upkeep.left(slot)
                 self._after_exit(slot, left)
                 if slot.wanted and not self._stop_requested.is_set():
                     await self._pace(slot, left)
         finally:
             slot.worker = None
-            if slot in self._slots:
-                self._slots.remove(slot)
+            if slot in self.slots:
+                self.slots.remove(slot)
             slot.booted.set()
             self._set_phase()
             self._poke_change()
@@ -638,7 +697,7 @@ class Pool:
 
     def worker_ready(self, worker: Worker) -> None:
         """Owner task: the handshake is done and the lane listens."""
-        for slot in self._slots:
+        for slot in self.slots:
             if slot.worker is worker:
                 slot.failure = ""
                 slot.trial = False
@@ -653,21 +712,34 @@ class Pool:
             worker.retire(
                 RetireCause.DEBUG
             )  # its exec was withdrawn; the next one gets the code of its own time
+        worker.lane.watch = self._lane_watch(worker.generation)
         if worker.retire_cause is not None:
             worker.lane.retiring = True
         else:
             self.lane_idle(worker.lane)
         self._poke_change()
 
+    def is_on_trial(self, worker: Worker) -> bool:
+        """Whether a failure of `worker` while it boots is to be told to whoever started it."""
+        return any(slot.worker is worker and slot.trial for slot in self.slots)
+
+    def due(self, worker: Worker, cause: RetireCause) -> None:
+        """Owner task or reactor: `worker` is healthy but has to go when its turn has come; it works on meanwhile."""
+        for slot in self.slots:
+            if slot.worker is worker and slot.due is None and worker.retire_cause is None:
+                slot.due = cause
+                slot.due_since = self._reactor.now
+                self._poke_change()
+
     def worker_settled(self, worker: Worker) -> None:
         """Owner task: it has been ready long enough to count; whatever broke the others' boots seems to be over."""
-        for slot in self._slots:
+        for slot in self.slots:
             if slot.worker is worker:
                 slot.history.streak = 0
-        if any(slot.next_probe is not None for slot in self._slots):
+        if any(slot.next_probe is not None for slot in self.slots):
             self._boot_budget.forget(trio.current_time())
             self._exec_budget.forget(trio.current_time())
-            for slot in self._slots:
+            for slot in self.slots:
                 slot.poked.set()
 
     def reap_later(self, process: Process) -> None:
@@ -675,29 +747,14 @@ class Pool:
         log.error(
             "a killed process does not end; its slot goes on without it", pid=process.pid, pool=self.name
         )
-        if self._nursery is not None:
-            self._nursery.start_soon(self._reap, process)
+        if self.nursery is not None:
+            self.nursery.start_soon(self._reap, process)
 
     async def _reap(self, process: Process) -> None:
         await trio.lowlevel.wait_readable(process.pidfd)
         process.reap()
         trio.lowlevel.notify_closing(process.pidfd)
         process.close()
-
-    async def _watch_memory(self) -> None:
-        """Retire workers above max_worker_memory (resident memory; soft, after what they run)."""
-        while True:
-            await trio.sleep(self.MEMORY_SECONDS)
-            for slot in self._slots:
-                worker = slot.worker
-                if worker is None or worker.phase is not WorkerPhase.READY:
-                    continue
-                used = resident_bytes(worker.pid)
-                if used > self._limits.memory_bytes:
-                    log.info(
-                        "worker above max_worker_memory", pid=worker.pid, pool=self.name, memory_bytes=used
-                    )
-                    worker.retire(RetireCause.MEMORY)
 
     # --- changing the pool ------------------------------------------------------------------------------------------
 
@@ -712,124 +769,45 @@ class Pool:
             raise ResetFailed(f"the pool {self.name} is stopping")
         if self.debug:
             return  # every exec has a fresh worker anyway
-        if self._nursery is None or self._first_start is not None:
+        if self.nursery is None or self._first_start is not None:
             raise ResetFailed(f"the pool {self.name} has not started yet")
-        # A reset promises the code as of now or later: one that is under way has begun before, so share the next.
-        shared = self._next_reset
-        if shared is None:
-            shared = _SharedReset()
-            if self._resetting is None:
-                self._resetting = shared
-                self._nursery.start_soon(self._reset_now, shared, reason)
-            else:
-                self._next_reset = shared
-        await shared.done.wait()
-        if shared.failure:
-            raise ResetFailed(shared.failure)
-
-    async def _reset_now(self, shared: _SharedReset, reason: str) -> None:
-        try:
-            shared.failure = await self._replace_generation(reason)
-        except BaseException:
-            shared.failure = f"the pool {self.name} is stopping"
-            raise
-        finally:
-            shared.done.set()
-            self._resetting = self._next_reset
-            self._next_reset = None
-            if self._resetting is not None:
-                if self._nursery is not None and not self._stop_requested.is_set():
-                    self._nursery.start_soon(self._reset_now, self._resetting, reason)
-                else:
-                    self._resetting.failure = f"the pool {self.name} is stopping"
-                    self._resetting.done.set()
-
-    async def _replace_generation(self, reason: str) -> str:
-        """Do one reset; returns "" or the reason of its failure."""
-        async with self._resizing:
-            return await self._replace_workers(reason)
-
-    async def _replace_workers(self, reason: str) -> str:
-        if self._stop_requested.is_set():
-            return f"the pool {self.name} is stopping"
-        old = [slot for slot in self._slots if slot.wanted]
-        count = max(1, self.num_workers)
-        generation = self.generation + 1
-        log.info("reset begins", pool=self.name, reason=reason, generation=generation)
-        new = [self._add_slot(generation, trial=True)]
-        failure = await self._booted(new)
-        if not failure and count > 1:
-            new += [self._add_slot(generation, trial=True) for _ in range(count - 1)]
-            failure = await self._booted(new)
-        if failure:
-            for slot in new:
-                # Those that did come up may run something already: let them finish it.
-                self._retire_slot(slot, RetireCause.RESET, trio.current_time() + self.config.reset_timeout)
-            log.error("reset failed, the old workers go on", pool=self.name, text=failure)
-            return f"the new workers of the pool {self.name} did not start, the old ones go on: {failure}"
-        self.generation = generation
-        for slot in new:
-            slot.trial = False
-        deadline = trio.current_time() + self.config.reset_timeout
-        leaving = [slot.worker for slot in old if slot.worker is not None]
-        for slot in old:
-            self._retire_slot(slot, RetireCause.RESET, deadline)
-        idle = [worker for worker in leaving if not worker.is_busy]
-        while (
-            any(worker.phase is not WorkerPhase.EXITED for worker in idle) and trio.current_time() < deadline
-        ):
-            with trio.move_on_at(deadline):
-                await self._change()
-        log.info(
-            "reset done", pool=self.name, generation=generation, busy=sum(1 for w in leaving if w.is_busy)
-        )
-        return ""
-
-    async def _booted(self, slots: list[Slot]) -> str:
-        """Wait until each of `slots` has a ready worker or failed its first boot; returns the first failure's text."""
-        for slot in slots:
-            await slot.booted.wait()
-            if self._stop_requested.is_set():
-                return "the pool is stopping"
-            if not slot.was_up:
-                return slot.failure or "a new worker left before it was ready"
-        return ""
+        await self.generations.reset(reason)
 
     async def add_worker(self) -> None:
         """Add one slot and wait for its worker. Raises ResetFailed with the reason if it does not boot."""
-        async with self._resizing:
-            # Asked in here: the pool may have begun to stop while another change was under way.
-            if self._phase not in (PoolPhase.READY, PoolPhase.DEGRADED) or self.debug:
-                raise ResetFailed(
-                    f"the pool {self.name} takes no further worker now (it is {self._phase.value})"
-                )
-            await self._add_worker()
-
-    async def _add_worker(self) -> None:
-        slot = self._add_slot(self.generation, trial=True)
-        self.num_workers += 1
-        try:
-            failure = await self._booted([slot])
-        except trio.Cancelled:
-            # Nobody waits any more. A worker that is up stays, one that is not has not been added.
-            if not slot.was_up:
-                self._retire_slot(slot, RetireCause.REMOVED, trio.current_time())
-                self.num_workers -= 1
-            raise
-        if failure:
-            self._retire_slot(slot, RetireCause.REMOVED, trio.current_time())
-            self.num_workers -= 1
-            raise ResetFailed(f"the new worker did not start: {failure}")
+        await self.generations.add_worker()
 
     async def remove_worker(self) -> None:
         """Retire one worker, an idle one if there is one; the last one always stays (then nothing happens)."""
-        async with self._resizing:
-            number = pick_to_remove(self._views())
-            for slot in self._slots:
-                if slot.number == number:
-                    self.num_workers -= 1
-                    deadline = trio.current_time() + self.config.reset_timeout
-                    self._retire_slot(slot, RetireCause.REMOVED, deadline)
+        await self.generations.remove_worker()
+
+    def watch_lanes(self, watch: CanaryWatch | None) -> None:
+        """Let `watch` see every execution of every worker from now on; None: nobody."""
+        self._watch = watch
+        for slot in self.slots:
+            if slot.worker is not None and slot.worker.lane is not None:
+                slot.worker.lane.watch = self._lane_watch(slot.worker.generation)
+
+    def _lane_watch(self, generation: int) -> LaneWatch | None:
+        if self._watch is None and not self._suspects:
+            return None
+
+        def seen(lane: Lane, exec_: Exec, outcome: Outcome, seconds: float) -> None:
+            if self._watch is not None:
+                self._watch.finished(lane, generation, outcome, seconds)
+            if self._suspects and isinstance(outcome, Answer):
+                self.quarantine.succeeded(exec_.label, payload_of(exec_))
+
+        return seen
+
+    def serving_workers(self) -> list[Worker]:
+        """Workers that are ready or busy and stay."""
+        return [slot.worker for slot in self.slots if slot.worker is not None and slot.worker.is_serving]
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stop_requested.is_set()
 
     # --- being asked ------------------------------------------------------------------------------------------------
 
@@ -841,7 +819,7 @@ class Pool:
     @property
     def ready_workers(self) -> int:
         """Workers that are ready or busy and stay."""
-        return sum(1 for slot in self._slots if slot.worker is not None and slot.worker.is_serving)
+        return sum(1 for slot in self.slots if slot.worker is not None and slot.worker.is_serving)
 
     @property
     def quorum(self) -> int:
@@ -857,13 +835,14 @@ class Pool:
         """Whether the pool counts as up."""
         return self._phase is PoolPhase.READY and self.ready_workers >= self.quorum
 
-    def _views(self) -> list[SlotView]:
-        return [slot.view() for slot in self._slots]
+    def views(self) -> list[SlotView]:
+        """What the pure decisions need to know of the slots."""
+        return [slot.view() for slot in self.slots]
 
     def _set_phase(self) -> None:
         before = self._phase
         first_start = self._first_start is not None
-        self._phase = decide_phase(before, self._views(), first_start=first_start, debug=self.debug)
+        self._phase = decide_phase(before, self.views(), first_start=first_start, debug=self.debug)
         if self._phase is not before:
             if self._phase is PoolPhase.DEGRADED:
                 log.error(
@@ -881,7 +860,7 @@ class Pool:
         return f"the pool {self.name} has no worker: {self._last_failure}{when}"
 
     def _next_probe(self) -> float | None:
-        times = [slot.next_probe for slot in self._slots if slot.next_probe is not None]
+        times = [slot.next_probe for slot in self.slots if slot.next_probe is not None]
         return max(0.0, min(times) - trio.current_time()) if times else None
 
     def _poke_change(self) -> None:
@@ -894,14 +873,15 @@ class Pool:
         for listener in self.change_listeners:
             listener()
 
-    async def _change(self) -> None:
+    async def change(self) -> None:
+        """Wait for the next change: a worker came up, left, or is due to go."""
         await self._changed.wait()
 
     def workers(self) -> list[WorkerState]:
         """All workers that have a process, slots in order."""
         now = trio.current_time()
         states = []
-        for slot in self._slots:
+        for slot in self.slots:
             worker = slot.worker
             if worker is None or not worker.pid:
                 continue
@@ -937,7 +917,7 @@ class Pool:
 
     def statistics(self) -> PoolStatistics:
         """Figures of this moment."""
-        counts = count(self._views())
+        counts = count(self.views())
         return PoolStatistics(
             phase=self._phase,
             configured=self.num_workers,
@@ -976,23 +956,18 @@ class Pool:
             "generation": self.generation,
             "next_probe_seconds": figures.next_probe_seconds,
             "last_failure": self._last_failure if figures.phase is PoolPhase.DEGRADED else "",
+            "last_reset_failure": self.generations.last_failure,
+            "quarantined": len(self.quarantine.entries(self._reactor.now)) if self._suspects else 0,
+            "autoscale": self.upkeep.describe(),
         }
 
     def kill_one(self, pid: int, number: int = signal.SIGKILL) -> bool:
         """Signal one worker of this pool through its pidfd; for operators and chaos. False if there is none such."""
-        for slot in self._slots:
+        for slot in self.slots:
             if slot.worker is not None and slot.worker.pid == pid and slot.worker.process is not None:
                 slot.worker.process.signal_leader(number)
                 return True
         return False
-
-
-@dataclass(eq=False, slots=True)
-class _SharedReset:
-    """One reset and everybody who waits for it."""
-
-    done: trio.Event = field(default_factory=trio.Event)
-    failure: str = ""
 
 
 class PoolSet:
@@ -1020,6 +995,12 @@ class PoolSet:
 
     def __len__(self) -> int:
         return len(self._pools)
+
+
+def payload_of(exec_: Exec) -> bytes:
+    """What of an execution's payload counts for its fingerprint: the body; of one in a file its size."""
+    body = exec_.body
+    return body if isinstance(body, bytes) else b"%d" % len(body)
 
 
 def _ignore(_outcome: Outcome) -> None:

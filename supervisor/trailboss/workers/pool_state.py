@@ -79,9 +79,16 @@ def decide_phase(
     return before
 
 
-def pick_to_remove(slots: Iterable[SlotView]) -> int | None:
-    """Number of the slot to give up when the pool shrinks: an idle one if there is one; None: the last always stays."""
+def pick_to_remove(slots: Iterable[SlotView], *, idle_only: bool = False) -> int | None:
+    """Number of the slot to give up when the pool shrinks: an idle one if there is one; None: the last always stays.
+
+    With `idle_only` it is None as well where every worker is busy or on its way.
+    """
     wanted = [slot for slot in slots if slot.wanted]
     if len(wanted) < 2:
         return None
+    if idle_only:
+        wanted = [slot for slot in wanted if slot.serving and not slot.busy]
+        if not wanted:
+            return None
     return min(wanted, key=lambda slot: (slot.serving and slot.busy, slot.number)).number

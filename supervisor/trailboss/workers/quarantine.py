@@ -54,12 +54,13 @@ class Quarantine:
 
     def __init__(self, limits: QuarantineLimits) -> None:
         self._limits = limits
-        self._suspects: dict[str, Suspect] = {}
+        #: By fingerprint; empty while nothing is suspected.
+        self.suspects: dict[str, Suspect] = {}
         self._labels: dict[str, int] = {}
 
     def __bool__(self) -> bool:
         """Whether there is anybody to look for."""
-        return bool(self._suspects)
+        return bool(self.suspects)
 
     def died(self, now: float, label: str, body: bytes, cause: str) -> Suspect | None:
         """Note that a worker died over an execution; returns the suspect if that puts it in quarantine."""
@@ -68,11 +69,11 @@ class Quarantine:
             return None
         self._expire(now)
         key = fingerprint(label, body)
-        suspect = self._suspects.get(key)
+        suspect = self.suspects.get(key)
         if suspect is None:
-            if len(self._suspects) >= SUSPECTS_MAX:
+            if len(self.suspects) >= SUSPECTS_MAX:
                 return None
-            suspect = self._suspects[key] = Suspect(key, label)
+            suspect = self.suspects[key] = Suspect(key, label)
             self._labels[label] = self._labels.get(label, 0) + 1
         suspect.cause = cause
         suspect.deaths = [at for at in suspect.deaths if at > now - limits.within_seconds] + [now]
@@ -100,11 +101,11 @@ class Quarantine:
 
     def _find(self, label: str, body: bytes) -> Suspect | None:
         # Hash only what has a suspect's label.
-        return self._suspects.get(fingerprint(label, body)) if label in self._labels else None
+        return self.suspects.get(fingerprint(label, body)) if label in self._labels else None
 
     def remove(self, key: str) -> bool:
         """Forget an entry; False if there is none such."""
-        suspect = self._suspects.pop(key, None)
+        suspect = self.suspects.pop(key, None)
         if suspect is None:
             return False
         left = self._labels[suspect.label] - 1
@@ -117,12 +118,12 @@ class Quarantine:
     def entries(self, now: float) -> list[Suspect]:
         """What is refused now, the newest first."""
         self._expire(now)
-        found = [suspect for suspect in self._suspects.values() if suspect.until is not None]
+        found = [suspect for suspect in self.suspects.values() if suspect.until is not None]
         return sorted(found, key=lambda suspect: suspect.deaths[-1], reverse=True)
 
     def _expire(self, now: float) -> None:
         window = self._limits.within_seconds
-        for key, suspect in list(self._suspects.items()):
+        for key, suspect in list(self.suspects.items()):
             over = suspect.until <= now if suspect.until is not None else suspect.deaths[-1] <= now - window
             if over:
                 self.remove(key)

@@ -82,7 +82,9 @@ def plan(
             continue
         # No memory for two of them: this one goes first. A pool must not be stuck, so one always may.
         missing = configured - serving
-        if missing < max_unavailable or (missing <= 0 and not worker.busy and configured > 1 and not under_way):
+        if missing < max_unavailable or (
+            missing <= 0 and not worker.busy and configured > 1 and not under_way
+        ):
             retire.append(worker.number)
             serving -= 1
             places -= 1

@@ -24,10 +24,11 @@ import trio
 
 from trailboss.container.contract import CallerRole
 from trailboss.log import logger
+from trailboss.workers.command import run_warmup_command
 from trailboss.workers.deaths import DeathRecord, quote
-from trailboss.workers.lane import MOVES_MAX, Breach, Exec, Lane, LaneOwner, garbage_breach
+from trailboss.workers.lane import MOVES_MAX, Breach, Exec, Lane, LaneOwner, Ticket, garbage_breach
 from trailboss.workers.limits import RetireCause, WorkerLimits
-from trailboss.workers.outcome import WorkerDied
+from trailboss.workers.outcome import Answer, Outcome, WorkerDied
 from trailboss.workers.output import LineDrain
 from trailboss.workers.process import Process, SpawnFailed, spawn
 from trailboss_worker.protocol.control import check_handshake, encode_pid, encode_stop
@@ -120,6 +121,13 @@ class Worker(LaneOwner):
         self._died_in = ""
         self._doing: Exec | None = None
         self._has_place = False
+        #: It has said that its time is over.
+        self._is_due = False
+        #: Set while it warms up: each request of that is no execution.
+        self._warming = False
+        #: (seconds, bytes) of the first and the last look at its memory.
+        self._memory_first: tuple[float, int] | None = None
+        self._memory_last: tuple[float, int] | None = None
         #: Its command line, for people.
         self.command = ""
 
@@ -134,8 +142,8 @@ class Worker(LaneOwner):
 
     @property
     def was_ready(self) -> bool:
-        """Whether its handshake was completed, whatever came later."""
-        return self.lane is not None
+        """Whether it was ready once (handshake and warm-up done), whatever came later."""
+        return self.ready_at > 0.0
 
     @property
     def is_serving(self) -> bool:
@@ -160,6 +168,20 @@ class Worker(LaneOwner):
         if self.phase is WorkerPhase.READY and self.is_busy:
             return "busy"
         return self.phase.value
+
+    def note_memory(self, used: int) -> None:
+        """Remember what it uses now, for the trend in a death record."""
+        now = trio.current_time()
+        if self._memory_first is None:
+            self._memory_first = (now, used)
+        self._memory_last = (now, used)
+
+    def _memory_growth(self) -> float:
+        """Bytes per hour from the first to the last look; 0 where there were not two a while apart."""
+        first, last = self._memory_first, self._memory_last
+        if first is None or last is None or last[0] - first[0] < 1.0:
+            return 0.0
+        return (last[1] - first[1]) / (last[0] - first[0]) * 3600.0
 
     # --- wishes and facts from outside ------------------------------------------------------------------------------
 
@@ -187,8 +209,20 @@ class Worker(LaneOwner):
             self._breach = breach
         self._poke()
 
+    def quota_used(self) -> bool:
+        """Fact from the reactor: the quota is used up, or so nearly that its replacement should be on its way."""
+        lane = self.lane
+        if lane is None or lane.executions >= self._limits.executions:
+            return True
+        lane.executions_max = self._limits.executions
+        self._pool.due(self, RetireCause.MAX_JOBS)
+        return False
+
     def lane_spent(self) -> None:
         """Fact from the reactor: the last answer is given."""
+        if self._warming:
+            self._poke()
+            return
         if self._ending():
             return
         if self.retire_cause is None:
@@ -338,7 +372,7 @@ class Worker(LaneOwner):
             elif not self._hello and shop.reactor.is_registered(process.stdout_fd):
                 shop.reactor.unregister(process.stdout_fd)
         if self._hello and not self._ending():
-            self._become_ready(process)
+            await self._become_ready(process)
         elif self._breach is not None and self._breach.cause == "stdout garbage" and hub is None:
             await self._read_more_garbage(process)
 
@@ -427,7 +461,7 @@ class Worker(LaneOwner):
             self._hello = True
             self._poke()
 
-    def _become_ready(self, process: Process) -> None:
+    async def _become_ready(self, process: Process) -> None:
         pool = self._pool
         read_fd, write_fd = process.stdout_fd, process.stdin_fd
         if self._relay_fd >= 0:
@@ -441,13 +475,70 @@ class Worker(LaneOwner):
             write_fd,
             payload_cap=pool.config.max_frame_size * 1024 * 1024,
             exec_ttl=self._exec_ttl,
-            executions_max=self._limits.executions,
+            executions_max=self._limits.executions_soon,
         )
         self.lane.attach()
+        if not await self._warm_up():
+            return
         self.phase = WorkerPhase.READY
         self.ready_at = self._shop.reactor.touch()
         self._shop.callers.ready(process.pid)
         pool.worker_ready(self)
+
+    async def _warm_up(self) -> bool:
+        """Do what `pool.warmup` says. False where that ends this life: it never ended, or failed on trial.
+
+        Requests of a warm-up count for nothing: neither as executions nor for ages.
+        """
+        pool, lane = self._pool, self.lane
+        steps = pool.config.warmup
+        if not steps or lane is None:
+            return True
+        deadline = trio.current_time() + pool.config.warmup_timeout
+        self._warming = lane.retiring = True
+        try:
+            if steps.command:
+                failure = await run_warmup_command(self._shop, pool.spec, self.pid, deadline)
+            else:
+                failure = await self._warm_by_requests(lane, steps.paths, deadline)
+        finally:
+            self._warming = False
+        if self._ending():
+            return False
+        lane.retiring = self.retire_cause is not None
+        pool.executions -= lane.executions
+        lane.executions, lane.last_used = 0, 0.0
+        if not failure:
+            return True
+        if lane.current is not None or pool.is_on_trial(self):
+            self.lane_broken(Breach("warmup", f"its warm-up failed: {failure}"))
+            return False
+        log.warning("the warm-up of a worker failed; it goes on", pid=self.pid, pool=pool.name, text=failure)
+        return True
+
+    async def _warm_by_requests(self, lane: Lane, paths: tuple[str, ...], deadline: float) -> str:
+        """Give it one request after the other; returns what went wrong first."""
+        spec = self._pool.spec
+        assert spec.warmup_request is not None  # http.pool has it, and only there are paths allowed
+        for path in paths:
+            outcomes: list[Outcome] = []
+            context, body, flags = spec.warmup_request(path)
+            label = f"warm-up {path}"
+            self._shop.reactor.touch()
+            lane.start(Ticket(self._pool, context, body, flags, outcomes.append, label, _take_part))
+            while lane.current is not None and not self._ending():
+                if trio.current_time() >= deadline:
+                    return f"{path} was not answered within warmup_timeout ({self._pool.config.warmup_timeout:g} s)"
+                await self._wait(deadline)
+            if not outcomes:
+                return f"{path}: the worker is gone"
+            outcome = outcomes[0]
+            if not isinstance(outcome, Answer):
+                return f"{path}: {outcome}"
+            wrong = spec.is_failure(outcome) if spec.is_failure is not None else ""
+            if wrong:
+                return f"{path}: {wrong}"
+        return ""
 
     async def _serve(self) -> None:
         """Sleep while the lane works; wake for limits, wishes and facts."""
@@ -458,10 +549,13 @@ class Worker(LaneOwner):
             now = trio.current_time()
             busy = lane.current is not None
             due = self._limits.due(now, self.ready_at, lane.last_used)
-            if due is not None and not (due is RetireCause.IDLE_TTL and busy):
-                self.retire(due)
-                break
-            check = self._limits.next_check(now, self.ready_at, lane.last_used, busy=busy)
+            if due is not None and not (due is RetireCause.IDLE_TTL and busy) and not self._is_due:
+                # It goes when its turn has come (see `upkeep`), and works on until then.
+                self._is_due = True
+                self._pool.due(self, due)
+            check = float("inf")
+            if not self._is_due:
+                check = self._limits.next_check(now, self.ready_at, lane.last_used, busy=busy)
             if not self._settled:
                 settled_at = self.ready_at + self._pool.policy.proof_seconds
                 if now >= settled_at:
@@ -632,7 +726,7 @@ class Worker(LaneOwner):
         process = self.process
         assert process is not None
         lane = self.lane
-        was_ready = lane is not None
+        was_ready = self.was_ready
         executions = lane.executions if lane is not None else 0
         ready_seconds = trio.current_time() - self.ready_at if was_ready else 0.0
         if self.retire_cause is not None and self._ended_as_planned():
@@ -644,6 +738,7 @@ class Worker(LaneOwner):
             return WorkerExit(planned, was_ready, executions, ready_seconds, False, text)
         record = self._death_record(process, executions)
         self._shop.deaths.add(record)
+        self._pool.note_death(self, self._doing, record.cause)
         details: dict[str, object] = {}
         if record.doing:
             details["doing"] = record.doing
@@ -697,6 +792,7 @@ class Worker(LaneOwner):
             last_output=self._stderr.last_lines() if self._stderr is not None else (),
             stray_output=quote(breach.excerpt) if breach is not None else "",
             hint=breach.hint if breach is not None else "",
+            memory_growth_bytes_per_hour=self._memory_growth(),
         )
 
     def _spawn_failed(self, text: str, *, permanent: bool) -> WorkerExit:
@@ -706,6 +802,11 @@ class Worker(LaneOwner):
         )
         log.error("a worker could not be started", pool=self._pool.name, text=text)
         return WorkerExit(False, False, 0, 0.0, permanent, text)
+
+
+def _take_part(_flags: int, _context: bytes, _body: bytes) -> bool:
+    """Receiver of a streamed answer that nobody reads."""
+    return True
 
 
 def _with_output(record: DeathRecord) -> str:

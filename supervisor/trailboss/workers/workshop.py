@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from trailboss.telemetry import Telemetry
 from trailboss.workers.callers import Callers
 from trailboss.workers.deaths import Deaths
 from trailboss.workers.guard import INSTANCE_VARIABLE, Guard
+from trailboss.workers.outcome import Answer
 from trailboss.workers.process import Identity, resolve_identity
 from trailboss.workers.relay import RelayHub
 
@@ -37,6 +38,10 @@ class PoolSpec:
     mode: str
     config: PoolConfig
     extra_env: Mapping[str, str] = field(default_factory=dict)
+    #: Makes the payload of a warm-up request from its path: context, body, flags. None: such workers take none.
+    warmup_request: Callable[[str], tuple[bytes, bytes, int]] | None = None
+    #: Says what is wrong with an answer that is none of the worker's errors and a failure all the same; "" if nothing.
+    is_failure: Callable[[Answer], str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

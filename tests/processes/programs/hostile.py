@@ -305,6 +305,7 @@ def main():
     boot(arguments[0] if arguments else "")
     ignores_stop = "ignore-stop" in arguments
     last = "exit-after-one" in arguments
+    broken = "always-error" in arguments
     while True:
         head = read_exactly(12)
         words = head[0] & 15
@@ -320,7 +321,10 @@ def main():
             if ignores_stop:
                 continue
             os._exit(0)
-        act(command, context, body)
+        if broken:
+            say(frame(b"broken", 0x40))
+        else:
+            act(command, context, body)
         if last:
             os._exit(0)
 

@@ -15,6 +15,7 @@ import trio.lowlevel
 from trailboss.workers.outcome import Answer, ExecFailed, Outcome, PoolClosed, PoolDegraded, WorkerDied
 from trailboss.workers.pool import Pool, PoolPhase, ResetFailed
 from trailboss.workers.sampling import resident_bytes
+from trailboss.workers.upkeep import Upkeep
 
 from .stage import HOSTILE, Stage, body_of, is_alive, open_descriptors, until
 
@@ -100,7 +101,8 @@ async def test_idle_ttl(stage: Stage) -> None:
     assert body_of(await stage.exactly_one(slow)) == b"slept"
     batches = stage.reactor.batches
     await until(lambda: pool.restarts >= 2, 2)
-    # The replacement of the first has never been used, so it is still there.
+    # The replacement of the first has never been used, so it is still there when the second has gone.
+    await until(lambda: len(pool.workers()) == 2 and not unused <= {worker.pid for worker in pool.workers()})
     assert len(unused & {worker.pid for worker in pool.workers()}) == 1
     assert stage.reactor.batches - batches < 100
     assert stage.deaths == []
@@ -108,7 +110,7 @@ async def test_idle_ttl(stage: Stage) -> None:
 
 async def test_max_worker_memory(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that has grown beyond max_worker_memory is replaced after its exec; others stay."""
-    monkeypatch.setattr(Pool, "MEMORY_SECONDS", 0.1)
+    monkeypatch.setattr(Upkeep, "MEMORY_SECONDS", 0.1)
     pool = await stage.pool(num_workers=2, limits={"max_worker_memory": 60})
     assert await stage.ask(pool, "memory", b"100000000") == b"kept"
     await until(lambda: pool.restarts == 1, 3)
@@ -185,7 +187,7 @@ async def test_crash_loop_is_bounded_and_heals(stage: Stage, tmp_path: pathlib.P
     assert load.failed == []
     assert load.good > 500
     assert pool.restarts <= 10
-    assert len(pool._slots) == 4
+    assert len(pool.slots) == 4
     flag.touch()
     healed = await until(lambda: pool.ready_workers, 30)
     assert await stage.ask(pool, "echo", b"again") == b"again"
@@ -240,7 +242,7 @@ async def test_reset_heals_a_degraded_pool(stage: Stage, tmp_path: pathlib.Path)
     assert pool.phase is PoolPhase.READY
     assert pool.ready_workers == 2
     assert await stage.ask(pool, "echo", b"healed") == b"healed"
-    await until(lambda: len(pool._slots) == 2, 2)
+    await until(lambda: len(pool.slots) == 2, 2)
 
 
 @pytest.mark.parametrize("recycles", [300, pytest.param(10_000, marks=pytest.mark.long)])

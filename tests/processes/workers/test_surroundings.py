@@ -11,6 +11,7 @@ import time
 import pytest
 import trio
 
+from trailboss.config.schema import QuarantineConfig
 from trailboss.container.contract import CallerRole
 from trailboss.workers.outcome import WorkerDied
 from trailboss.workers.pool import PoolStartFailed
@@ -201,7 +202,7 @@ async def test_rate_limit(log_records: list[dict[str, object]]) -> None:
 async def test_last_words_are_complete(log_records: list[dict[str, object]], size: int) -> None:
     """Everything a dying worker wrote to standard error is in the log before its death is reported: 40 of 40."""
     async with open_stage() as stage:
-        pool = await stage.pool(num_workers=4)
+        pool = await stage.pool(num_workers=4, quarantine=QuarantineConfig(deaths=0))
         count = size // 100
         for _ in range(40):
             await stage.ask(pool, "echo")  # proves it: it is replaced at once

@@ -199,8 +199,20 @@ def test_resolved_values_of_a_pool() -> None:
             "2: jobs.pool.quorum: the quorum can never be reached",
         ),
         (
-            "jobs: {pool: {command: [a], dynamic_allocator: {}}}",
-            "2: jobs.pool.dynamic_allocator: the dynamic allocator is not av",
+            "jobs: {pool: {command: [a], max_surge: 0}}",
+            "2: jobs.pool.max_surge: with 0 here and max_unavailable 0 no worker could ever be replaced",
+        ),
+        (
+            "jobs: {pool: {command: [a], autoscale: {min: 5, max: 4}}}",
+            "2: jobs.pool.autoscale.min: above max (4)",
+        ),
+        (
+            "jobs: {pool: {command: [a], warmup: [/a]}}",
+            "2: jobs.pool.warmup: these workers answer no HTTP requests",
+        ),
+        (
+            "http: {address: ':0', pool: {command: [a], warmup: [/a, b]}}",
+            "2: http.pool.warmup: 'b' is no request path",
         ),
         ("jobs: {pools: {}, pool: {command: [a]}}", "2: jobs.pools: named pools are not available"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -45,7 +46,7 @@ def test_gives_up_one_worker_after_a_quiet_time() -> None:
     assert sizes[29] == 6
     assert wanted == 2
     falls = [index for index in range(1, 200) if sizes[index] < sizes[index - 1]]
-    assert min(after - before for before, after in zip(falls, falls[1:], strict=False)) >= 30
+    assert min(after - before for before, after in itertools.pairwise(falls)) >= 30
 
 
 @pytest.mark.parametrize("seed", range(12))

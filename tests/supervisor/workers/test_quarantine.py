@@ -61,6 +61,6 @@ def test_off_and_bounded() -> None:
     quarantine = Quarantine(LIMITS)
     for number in range(5000):
         quarantine.died(1.0, f"job {number}", b"", "exit")
-    assert len(quarantine._suspects) == 1000
+    assert len(quarantine.suspects) == 1000
     quarantine.died(100.0, "job", b"x", "exit")
-    assert len(quarantine._suspects) == 1
+    assert len(quarantine.suspects) == 1

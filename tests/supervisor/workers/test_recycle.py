@@ -62,15 +62,13 @@ def test_everybody_is_replaced_and_bounds_hold(
     configured: int, headroom: int, unavailable: int, busy: list[bool], order: object
 ) -> None:
     """All workers due at once, boots ending in any order: the pool keeps its size but for what is allowed."""
-    state = {number: Replacement.NONE for number in range(configured)}
+    state = dict.fromkeys(range(configured), Replacement.NONE)
     absent: set[int] = set()
     for _ in range(20 * configured):
         if not state:
             break
         serving = (
-            configured
-            - len(absent)
-            + sum(replacement is Replacement.READY for replacement in state.values())
+            configured - len(absent) + sum(replacement is Replacement.READY for replacement in state.values())
         )
         due = [
             DueWorker(number, float(number), busy[number] and headroom == 0 and configured > 1, replacement)

@@ -6,36 +6,26 @@ booted by the container afterwards (start-up step 6), on_init commands before th
 
 from __future__ import annotations
 
-import signal
-import time
 from collections.abc import Callable
 
 import trio
 
-from trailboss.config.redact import redacted_text
 from trailboss.config.schema import OnInitConfig, ServerConfig
 from trailboss.container.contract import CallerRole, Health, Plugin, Services
 from trailboss.log import logger
 from trailboss.reactor import Reactor
 from trailboss.workers.callers import Callers
+from trailboss.workers.command import LINES_PER_SECOND, run_to_end
 from trailboss.workers.deaths import Deaths
 from trailboss.workers.guard import INSTANCE_VARIABLE, Guard
-from trailboss.workers.output import LineDrain
 from trailboss.workers.pool import Pool, PoolSpec
-from trailboss.workers.process import Process, SpawnFailed, resolve_identity, spawn
+from trailboss.workers.process import resolve_identity
 from trailboss.workers.relay import RelayHub, parse_relay
 from trailboss.workers.workshop import Workshop, resolve_command
 
 __all__ = ["OnInitFailed", "ServerPlugin"]
 
 log = logger("server")
-
-#: Between SIGTERM to the group of an on_init command and SIGKILL, in seconds.
-GRACE_SECONDS = 2.0
-#: Lines of on_init output logged a second where `server.stderr_rate` does not say otherwise.
-LINES_PER_SECOND = 1000
-#: Output of a command that has ended is read to its end for at most so long: descendants may hold the pipe.
-LAST_WORDS_SECONDS = 0.5
 
 
 class OnInitFailed(Exception):
@@ -145,66 +135,17 @@ class ServerPlugin(Plugin):
         try:
             section = "server.on_init" if config.user else "server"
             identity = resolve_identity(config.user or self.config.user, self.config.group, section=section)
-            process = await spawn(argv, environment, wall=time.time(), identity=identity, stdin="null")
-        except (SpawnFailed, LookupError) as error:
+        except LookupError as error:
             return str(error)
-        log.info("on_init started", pid=process.pid, command=redacted_text(" ".join(config.command)))
-        shop.guard.add(process.pid)
-        shop.callers.add(process.pid, CallerRole.ON_INIT)
         rate = self.config.stderr_rate or LINES_PER_SECOND
-        drains = [
-            LineDrain(
-                self._reactor, fd, _emitter(process.pid), line_max=self.config.stderr_line_max, rate=rate
-            )
-            for fd in (process.stdout_fd, process.stderr_fd)
-        ]
-        timed_out = False
-        try:
-            with trio.move_on_after(config.exec_timeout) as limit:
-                await _exited(process)
-            timed_out = limit.cancelled_caught
-        finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + GRACE_SECONDS + 5):
-                await self._end(process, drains)
-            shop.guard.discard(process.pid)
-            shop.callers.discard(process.pid)
-        status = process.status
-        if timed_out:
-            return f"no end within exec_timeout ({config.exec_timeout:g} s); its process group was killed"
-        if status is None or status.exit_code != 0:
-            how = status.describe() if status is not None else "it cannot be killed"
-            last = " | ".join(line for drain in drains for line in drain.last_lines()[-5:])
-            what = f"{' '.join(config.command)!r} ended with {how}"
-            return redacted_text(f"{what}; last output: {last}" if last else what)
-        return ""
-
-    async def _end(self, process: Process, drains: list[LineDrain]) -> None:
-        """End the whole group, read what it had to say, reap it."""
-        if not process.has_exited():
-            process.signal_group(signal.SIGTERM)
-            with trio.move_on_after(GRACE_SECONDS):
-                await _exited(process)
-        process.signal_group(signal.SIGKILL)
-        await _exited(process)
-        deadline = trio.current_time() + LAST_WORDS_SECONDS
-        for drain in drains:
-            drain.drain()
-            while not drain.at_eof and trio.current_time() < deadline:
-                await trio.sleep(0.01)
-                drain.drain()
-            drain.close()
-        process.reap()
-        trio.lowlevel.notify_closing(process.pidfd)
-        process.close()
-
-
-def _emitter(pid: int) -> Callable[[str], None]:
-    def emit(line: str) -> None:
-        log.info(line, pid=pid, source="on_init")
-
-    return emit
-
-
-async def _exited(process: Process) -> None:
-    while not process.has_exited():
-        await trio.lowlevel.wait_readable(process.pidfd)
+        return await run_to_end(
+            shop,
+            argv,
+            environment,
+            identity=identity,
+            role=CallerRole.ON_INIT,
+            source="on_init",
+            limit=("exec_timeout", config.exec_timeout),
+            shown=" ".join(config.command),
+            rate=rate,
+        )

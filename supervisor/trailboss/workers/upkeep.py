@@ -1,0 +1,244 @@
+"""Keeping a healthy pool in shape: workers that are due go one after the other, and its size follows the load.
+
+One task carries out what the pure planners say (:mod:`trailboss.workers.recycle`, :mod:`trailboss.workers.autoscale`).
+It sleeps until the pool changes; a timer runs only while something has a time of its own: a memory limit to sample for,
+a replacement to try again, a queue that autoscaling watches.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from trailboss.log import logger
+from trailboss.workers.autoscale import AutoscaleLimits, Controller, Load
+from trailboss.workers.generations import ResetFailed
+from trailboss.workers.limits import RetireCause
+from trailboss.workers.pool_state import PoolPhase
+from trailboss.workers.recycle import DueWorker, Replacement, plan
+from trailboss.workers.sampling import memory_bytes, workers_that_fit
+from trailboss.workers.worker import WorkerPhase
+
+if TYPE_CHECKING:
+    from trailboss.workers.pool import Pool, Slot
+
+__all__ = ["Upkeep"]
+
+log = logger("server")
+
+#: A replacement that did not boot is tried again after this time; the worker it was for goes on.
+RETRY_SECONDS = 30.0
+
+
+class Upkeep:
+    """Recycling, the memory limit and the size of one pool."""
+
+    #: Memory of the workers is looked at so often where max_worker_memory is set.
+    MEMORY_SECONDS = 5.0
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        autoscale = pool.config.resolved_autoscale
+        self.controller: Controller | None = None
+        if autoscale is not None:
+            self.controller = Controller(
+                AutoscaleLimits(
+                    autoscale.min,
+                    autoscale.max,
+                    autoscale.target_queue_time,
+                    autoscale.up_step,
+                    autoscale.down_after,
+                )
+            )
+        self._queue_grew = trio.Event()
+        self._held_back = ""
+
+    def begin(self, nursery: trio.Nursery) -> None:
+        """Start the tasks that this pool needs; they end with its nursery."""
+        if self._pool.debug:
+            return
+        nursery.start_soon(self._recycle)
+        if self._pool.limits.memory_bytes:
+            nursery.start_soon(self._watch_memory)
+        if self.controller is not None:
+            nursery.start_soon(self._scale)
+
+    # --- recycling ----------------------------------------------------------------------------------------------------
+
+    def left(self, slot: Slot) -> None:
+        """The worker of `slot` has left, whatever for: it is not due any more, and its replacement takes its place."""
+        slot.due = None
+        replacement, slot.replacement = slot.replacement, None
+        if replacement is not None and replacement.wanted and slot.wanted:
+            # It was to leave anyhow; the slot ends, and the one that was on trial stays.
+            slot.wanted = False
+            replacement.trial = False
+
+    async def _recycle(self) -> None:
+        pool = self._pool
+        while True:
+            retry_at = self._recycle_once(trio.current_time())
+            with trio.move_on_at(retry_at):
+                await pool.change()
+
+    def _recycle_once(self, now: float) -> float:
+        """Carry out one plan; returns when to look again although nothing changes."""
+        pool = self._pool
+        if pool.is_stopping or pool.generations.is_resetting:
+            return float("inf")  # a reset replaces all of them anyhow
+        due: list[DueWorker] = []
+        slots: dict[int, Slot] = {}
+        retry_at = float("inf")
+        for slot in pool.slots:
+            if slot.due is None or not slot.wanted or slot.worker is None:
+                continue
+            state = self._replacement_of(slot, now)
+            if state is Replacement.NONE and now < slot.replace_not_before:
+                retry_at = min(retry_at, slot.replace_not_before)
+                continue
+            slots[slot.number] = slot
+            leaving = slot.worker.retire_cause is not None
+            due.append(DueWorker(slot.number, slot.due_since, slot.worker.is_busy, state, leaving))
+        if not due:
+            return retry_at
+        serving = pool.serving_workers()
+        made = plan(
+            due,
+            configured=pool.num_workers,
+            serving=len(serving),
+            max_unavailable=pool.config.max_unavailable,
+            headroom=self._headroom(len(due)),
+        )
+        for number in made.boot:
+            slot = slots[number]
+            pool.restarts += 1
+            slot.replacement = pool.add_slot(slot.generation, trial=True)
+            log.info(
+                "a worker is due and will be replaced",
+                pool=pool.name,
+                pid=slot.worker.pid if slot.worker is not None else 0,
+                cause=slot.due.value if slot.due is not None else "",
+            )
+        for number in made.retire:
+            self._retire(slots[number], now)
+        return retry_at
+
+    def _replacement_of(self, slot: Slot, now: float) -> Replacement:
+        replacement = slot.replacement
+        if replacement is None:
+            return Replacement.NONE
+        if replacement.was_up:
+            return Replacement.READY
+        if replacement.booted.is_set() or not replacement.wanted:
+            log.warning(
+                "the replacement of a worker did not start; the worker goes on",
+                pool=self._pool.name,
+                text=replacement.failure,
+                retry_seconds=RETRY_SECONDS,
+            )
+            slot.replacement = None
+            slot.replace_not_before = now + RETRY_SECONDS
+            return Replacement.NONE
+        return Replacement.BOOTING
+
+    def _retire(self, slot: Slot, now: float) -> None:
+        assert slot.due is not None
+        deadline = now + self._pool.config.reset_timeout
+        if slot.replacement is not None:
+            self._pool.retire_slot(slot, slot.due, deadline)
+        elif slot.worker is not None:
+            slot.worker.retire(slot.due)
+
+    def _headroom(self, wanted: int) -> int:
+        """For how many of `wanted` further workers there is memory."""
+        if self._pool.config.max_surge == 0:
+            return 0
+        return min(wanted, workers_that_fit([worker.pid for worker in self._pool.serving_workers()]))
+
+    async def _watch_memory(self) -> None:
+        """Retire workers above max_worker_memory, in their turn and after what they run."""
+        pool = self._pool
+        proportional = pool.config.supervisor.memory_measure == "pss"
+        while True:
+            await trio.sleep(self.MEMORY_SECONDS)
+            for slot in pool.slots:
+                worker = slot.worker
+                if worker is None or worker.phase is not WorkerPhase.READY or slot.due is not None:
+                    continue
+                used = memory_bytes(worker.pid, proportional=proportional)
+                worker.note_memory(used)
+                if used > pool.limits.memory_bytes:
+                    log.info(
+                        "worker above max_worker_memory", pid=worker.pid, pool=pool.name, memory_bytes=used
+                    )
+                    pool.due(worker, RetireCause.MEMORY)
+
+    def describe(self) -> dict[str, object] | None:
+        """JSON values for `trailboss.State`; None for a pool of fixed size."""
+        controller = self.controller
+        if controller is None:
+            return None
+        return {
+            "min": controller.limits.minimum,
+            "max": controller.limits.maximum,
+            "held_back": controller.held_back,
+        }
+
+    # --- size ---------------------------------------------------------------------------------------------------------
+
+    def queue_grew(self) -> None:
+        """Reactor: something waits for a worker."""
+        self._queue_grew.set()
+
+    async def _scale(self) -> None:
+        pool, controller = self._pool, self.controller
+        assert controller is not None
+        while True:
+            now = trio.current_time()
+            load = self._load(now)
+            if pool.phase is PoolPhase.READY and not pool.generations.lock.locked():
+                wanted = controller.decide(now, load)
+                if controller.held_back != self._held_back:
+                    self._held_back = controller.held_back
+                    if self._held_back:
+                        log.warning(
+                            "the pool is overloaded", pool=pool.name, text=self._held_back, queued=load.queued
+                        )
+                await self._resize(load.wanted, wanted)
+            self._queue_grew = trio.Event()
+            with trio.move_on_at(controller.next_look(trio.current_time(), self._load(trio.current_time()))):
+                await self._queue_grew.wait()
+
+    async def _resize(self, present: int, wanted: int) -> None:
+        pool = self._pool
+        if wanted == present:
+            return
+        log.info("the pool changes its size", pool=pool.name, workers=wanted, before=present)
+        if wanted < present:
+            await pool.generations.remove_worker(idle_only=True)
+            return
+        async with trio.open_nursery() as nursery:
+            for _ in range(wanted - present):
+                nursery.start_soon(self._add)
+
+    async def _add(self) -> None:
+        try:
+            await self._pool.generations.add_worker()
+        except ResetFailed as error:
+            log.warning("a further worker did not start", pool=self._pool.name, text=str(error))
+
+    def _load(self, now: float) -> Load:
+        pool = self._pool
+        figures = pool.statistics()
+        controller = self.controller
+        assert controller is not None
+        may_grow = figures.queued and pool.num_workers < controller.limits.maximum
+        return Load(
+            wanted=pool.num_workers,
+            booting=figures.booting,
+            busy=figures.busy,
+            queued=figures.queued,
+            oldest_wait_seconds=pool.oldest_wait_seconds(now),
+            headroom=workers_that_fit([worker.pid for worker in pool.serving_workers()]) if may_grow else 0,
+        )
