@@ -44,6 +44,7 @@ __all__ = [
     "HeadersConfig",
     "HttpConfig",
     "HttpLimitsConfig",
+    "HttpSslConfig",
     "JobsConfig",
     "JobsOptions",
     "Kind",
@@ -473,6 +474,52 @@ class HttpLimitsConfig:
     body_memory_total: Megabytes = key(
         64, "Bodies kept in memory, all together; more goes to files.", "MB", minimum=0
     )
+    answer_memory: Megabytes = key(
+        1,
+        "Part of one answer kept in memory for a client that is slower than its worker; more goes to a file.",
+        "MB",
+        minimum=0,
+    )
+    answer_memory_total: Megabytes = key(
+        32, "Answers kept in memory, all together; more goes to files.", "MB", minimum=0
+    )
+    answer_file: Megabytes = key(
+        256,
+        "Part of one answer kept in a file; the worker of a longer one waits for its client. 0: no files.",
+        "MB",
+        minimum=0,
+    )
+    answer_file_total: Megabytes = key(2048, "Answers kept in files, all together.", "MB", minimum=0)
+
+
+#: The same as `key`, for a section that has a key of that name.
+declare: Final = key
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSslConfig:
+    """`http.ssl`: HTTPS beside the plain addresses, or without them."""
+
+    address: tuple[str, ...] = declare(
+        ("127.0.0.1:443",),
+        "host:port, unix:/path or systemd:NAME; several as a list. An empty host means every interface.",
+        check=check_http_address,
+    )
+    cert: str = declare(..., "PEM file of the certificate, those between it and the root behind it.")
+    key: str = declare(..., "PEM file of the private key, not encrypted.")
+    root_ca: str = declare("", "PEM file of the authorities whose client certificates are accepted.")
+    client_auth_type: Literal[
+        "no_client_cert",
+        "no_client_certs",
+        "request_client_cert",
+        "require_any_client_cert",
+        "verify_client_cert_if_given",
+        "require_and_verify_client_cert",
+    ] = declare(
+        "no_client_cert",
+        "Whether clients show a certificate; one that is shown is always verified with root_ca.",
+    )
+    redirect: bool = declare(False, "Answer plain requests with 308 to the same URL by https.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -480,10 +527,11 @@ class HttpConfig:
     """`http`: the web server and the workers behind it."""
 
     address: tuple[str, ...] = key(
-        ...,
-        "host:port or unix:/path; several as a list. An empty host means every interface.",
+        (),
+        "host:port, unix:/path or systemd:NAME; several as a list. An empty host means every interface. Needed unless there is ssl.",
         check=check_http_address,
     )
+    ssl: HttpSslConfig | None = key(None, "HTTPS.")
     internal_error_code: int = key(
         500,
         "Status where the worker failed. Another value than 500 also replaces 502, 503 and 504.",
@@ -765,11 +813,13 @@ UNAVAILABLE_KEYS: Final[Mapping[type, Mapping[str, tuple[str, str]]]] = {
             "remove it and set num_workers to the number of workers wanted at peak",
         )
     },
-    HttpConfig: {
-        "ssl": (
-            "TLS is not available yet in this version of Trailboss",
-            "remove the key and put a proxy that speaks TLS in front",
+    HttpSslConfig: {
+        "acme": (
+            "certificates by ACME are not available yet in this version of Trailboss",
+            "let certbot or another client write ssl.cert and ssl.key; changed files are read again by themselves",
         ),
+    },
+    HttpConfig: {
         "http2": ("HTTP/2 is not available yet in this version of Trailboss", "remove the key"),
         "http3": ("HTTP/3 is not available yet in this version of Trailboss", "remove the key"),
         "fcgi": (

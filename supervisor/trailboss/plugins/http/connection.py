@@ -6,8 +6,8 @@ request behind a refused one is never looked at. While an answer is under way a 
 mostly in order to notice a client that goes.
 
 Each request gets an Answer of its own, which is deaf once its request is over: whoever calls too late cannot touch the
-answer of the next request. A small answer is one send. What the kernel does not take is kept in order, `wants_more`
-tells the source to pause; files go out by sendfile.
+answer of the next request. A small answer is one send. What the kernel does not take is kept in order (see `Unsent`),
+`wants_more` tells the source to pause when that has become too much; files go out by sendfile.
 
 A client that closes its sending side before it has its answer counts as gone, as nearly every server has it: there is no
 telling it from one that has closed everything. Its request ends with that; the handler hears of it by `on_gone`.
@@ -20,7 +20,6 @@ import os
 import socket
 import struct
 import termios
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from math import inf
@@ -43,6 +42,7 @@ from trailboss.plugins.http.h1 import (
 from trailboss.plugins.http.limits import Waiting, deadline
 from trailboss.plugins.http.message import EMPTY_BODY, Body, HeaderList, Request
 from trailboss.plugins.http.spool import Incoming
+from trailboss.plugins.http.unsent import FilePart, Kept, Unsent
 
 __all__ = ["Answer", "Connection"]
 
@@ -51,7 +51,7 @@ log = logger("http")
 RECEIVE_BYTES: Final = 64 * 1024
 #: While a body arrives, more is taken at once.
 RECEIVE_BODY_BYTES: Final = 256 * 1024
-#: Unsent bytes above which a source shall pause, and below which it may go on.
+#: Unsent bytes of a file above which nothing more shall be added to it, and below which a source may go on.
 UNSENT_BYTES_HIGH: Final = 256 * 1024
 UNSENT_BYTES_LOW: Final = 64 * 1024
 #: Bodies up to this size are joined with their head into one piece; larger ones are not copied.
@@ -320,17 +320,6 @@ def _kernel_queue(fd: int) -> int:
     return int(struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0\0\0\0"))[0])
 
 
-class _FilePart:
-    """A part of a file that waits to be sent."""
-
-    __slots__ = ("count", "fd", "offset")
-
-    def __init__(self, fd: int, offset: int, count: int) -> None:
-        self.fd = fd
-        self.offset = offset
-        self.count = count
-
-
 class Connection:
     """A client's connection; made by the listener with a connected, non-blocking socket."""
 
@@ -355,7 +344,6 @@ class Connection:
         "_since",
         "_sock",
         "_stalled_since",
-        "_unsent",
         "_waiting",
         "_working",
         "closed",
@@ -380,8 +368,7 @@ class Connection:
         self._decoder: ChunkDecoder | None = None
         self._left = 0
         self._answer: Answer | None = None
-        self._out: deque[bytearray | memoryview | _FilePart] = deque()
-        self._unsent = 0
+        self._out = Unsent(front.answers)
         self._stalled_since = 0.0
         self._queued = 0  # bytes in the kernel when the stall was looked at last
         self._paused = False
@@ -411,7 +398,7 @@ class Connection:
             self._on_end()
         elif waiting is Waiting.BODY:
             self._on_body(data)
-        elif waiting is Waiting.ANSWER or self._out or self._closing:
+        elif waiting is Waiting.ANSWER or self._out.size or self._closing:
             self._read_ahead(data)
         elif waiting is Waiting.DEPARTURE:
             pass
@@ -458,7 +445,7 @@ class Connection:
         waiting = self._waiting
         return (
             (waiting is Waiting.HEAD or waiting is Waiting.REQUEST)
-            and not self._out
+            and not self._out.size
             and not self._closing
             and not self.closed
         )
@@ -586,6 +573,7 @@ class Connection:
         """Take note that a request has been answered, or given up."""
         front = self.front
         front.in_flight -= 1
+        front.latency.observe(self._reactor.now - request.started)
         if request.body is not EMPTY_BODY:
             request.body.close()
         self._answer = None
@@ -595,7 +583,7 @@ class Connection:
             return
         if not keep:
             self._closing = True
-            if not self._out:
+            if not self._out.size:
                 self._leave()
             return
         self._waiting = Waiting.REQUEST
@@ -609,6 +597,11 @@ class Connection:
         """Answer a request that is not read to its end; the connection ends with that."""
         front = self.front
         front.counters.refusals += 1
+        request = self._request
+        if request is None:
+            front.refusals.add(status, reason)
+        else:
+            front.refusals.add(status, reason, request.method, request.path)
         if self._reactor.now >= front.date_until:
             front.refresh_date()
         self._drop_body()
@@ -621,7 +614,7 @@ class Connection:
             b"%b%b%bConnection: close\r\nContent-Length: %d\r\n\r\n%b"
             % (status_line(status), front.date_line, encode_headers(headers), len(body), body)
         )
-        if not self._out and not self.closed:
+        if not self._out.size and not self.closed:
             self._leave()
 
     def _leave(self) -> None:
@@ -648,7 +641,7 @@ class Connection:
 
     def _on_end(self) -> None:
         """The client sends no more: it has gone, unless there is an answer left that it may still take."""
-        if self._answer is not None or not self._out:
+        if self._answer is not None or not self._out.size:
             self.close()
             return
         self._ended = self._closing = True
@@ -659,13 +652,13 @@ class Connection:
     def close_if_idle(self, quiet_since: float) -> None:
         """Close unless a request or its answer is under way, or something has happened after `quiet_since`."""
         idle = self._waiting is Waiting.REQUEST or (self._waiting is Waiting.HEAD and not self._buffer)
-        if idle and not self._out and self._since <= quiet_since:
+        if idle and not self._out.size and self._since <= quiet_since:
             self.close()
 
     @property
     def is_leaving(self) -> bool:
         """Whether everything is sent and only the client's departure is waited for."""
-        return self._waiting is Waiting.DEPARTURE and not self._out
+        return self._waiting is Waiting.DEPARTURE and not self._out.size
 
     def cut(self) -> None:
         """End the connection with a reset."""
@@ -688,7 +681,7 @@ class Connection:
             self._deadline = None
         self._drop_body()
         self._buffer.clear()
-        self._drop_out()
+        self._out.drop()
         self.front.connections.discard(self)
         answer = self._answer
         if answer is not None and not answer.finished:
@@ -703,13 +696,6 @@ class Connection:
             self._incoming.drop()
         self._request = self._incoming = self._decoder = None
 
-    def _drop_out(self) -> None:
-        for item in self._out:
-            if isinstance(item, _FilePart):
-                os.close(item.fd)
-        self._out.clear()
-        self._unsent = 0
-
     def _on_error(self, error: BaseException) -> None:
         self.close()
 
@@ -719,7 +705,7 @@ class Connection:
         """Send bytes, or keep what the kernel does not take now."""
         if self.closed:
             return
-        if self._out:
+        if self._out.size:
             self._keep(data)
             return
         try:
@@ -737,7 +723,7 @@ class Connection:
         """Send two pieces with one call, without joining them."""
         if self.closed:
             return
-        if self._out:
+        if self._out.size:
             self._keep(head)
             self._keep(body)
             return
@@ -762,37 +748,40 @@ class Connection:
         if self.closed:
             os.close(fd)
             return
-        waits = bool(self._out)
-        self._out.append(_FilePart(fd, offset, count))
-        self._note_unsent(count)
+        out = self._out
+        waits = out.size > 0
+        out.add_file(fd, offset, count)
+        if out.size > UNSENT_BYTES_HIGH and self._answer is not None:
+            self._answer.wants_more = False
         if not waits:
             self._begin_waiting_to_write()
             self._push_out()
 
     def _keep(self, data: bytes | memoryview) -> None:
-        if len(data) < JOINED_BODY_BYTES:
-            last = self._out[-1] if self._out else None
-            if isinstance(last, bytearray) and len(last) < UNSENT_BYTES_LOW:
-                last += data
-            else:
-                self._out.append(bytearray(data))
-        else:
-            self._out.append(memoryview(data))
-        self._note_unsent(len(data))
-
-    def _note_unsent(self, count: int) -> None:
-        self._unsent += count
-        if self._unsent > UNSENT_BYTES_HIGH and self._answer is not None:
-            self._answer.wants_more = False
+        if self.closed:
+            return
+        out, answer = self._out, self._answer
+        kept = out.keep(data, whole=answer is None or answer.finished)
+        if kept is Kept.KEPT:
+            return
+        front = self.front
+        if kept is Kept.FULL:
+            if answer is not None:
+                answer.wants_more = False
+            return
+        front.answers.complain(self._reactor.now, out.reason)
+        self.cut()
 
     def _begin_waiting_to_write(self) -> None:
+        if self.closed:
+            return
         self._stalled_since = now = self._reactor.now
         self._queued = _kernel_queue(self._fd)
         self._reactor.want_write(self._fd, True)
         self._arm(now + self.front.limits.write_timeout_seconds)
 
     def _on_writable_after_end(self) -> None:
-        if self._out:
+        if self._out.size:
             self._on_writable()
         else:  # not asked for: the client does not receive any more either
             self.close()
@@ -804,10 +793,10 @@ class Connection:
         """Send what waits as far as the kernel takes it, within a bound."""
         out = self._out
         budget = FILE_BYTES_PER_TURN
-        while out and budget > 0:
-            item = out[0]
+        while out.size and budget > 0:
+            item = out.first
             try:
-                if isinstance(item, _FilePart):
+                if isinstance(item, FilePart):
                     sent = os.sendfile(self._fd, item.fd, item.offset, min(item.count, budget))
                     if not sent:
                         log.error("a file became shorter while it was sent, the connection is cut")
@@ -822,25 +811,13 @@ class Connection:
                 self.close()
                 return
             budget -= sent
-            self._unsent -= sent
             self._stalled_since = self._reactor.now
-            if isinstance(item, _FilePart):
-                item.offset += sent
-                item.count -= sent
-                if not item.count:
-                    os.close(item.fd)
-                    out.popleft()
-            elif sent == len(item):
-                out.popleft()
-            elif isinstance(item, bytearray):
-                del item[:sent]
-            else:
-                out[0] = item[sent:]
+            out.sent(sent)
         self._on_progress()
 
     def _on_progress(self) -> None:
         answer = self._answer
-        if not self._out:
+        if not self._out.size:
             self._reactor.want_write(self._fd, False)
             if self._closing:
                 self._leave()
@@ -850,13 +827,13 @@ class Connection:
                 self._arm(now + self.front.limits.idle_timeout_seconds)
         if answer is not None and not answer.wants_more and self.has_room:
             self._reactor.call_soon(answer._tell_ready)
-        if not self._out and self._buffer and self._answer is None:
+        if not self._out.size and self._buffer and self._answer is None:
             self._work()
 
     @property
     def has_room(self) -> bool:
         """Whether little enough is unsent for a source to go on."""
-        return self._unsent < UNSENT_BYTES_LOW
+        return self._out.size < UNSENT_BYTES_LOW
 
     # --- deadlines ----------------------------------------------------------------------------------------------------
 
@@ -876,7 +853,7 @@ class Connection:
         """Look at what may have taken too long; called by the entry in the wheel, never once closed."""
         self._deadline = None
         limits = self.front.limits
-        if self._out:  # whatever else is waited for begins when the answer has left
+        if self._out.size:  # whatever else is waited for begins when the answer has left
             at = self._stalled_since + limits.write_timeout_seconds
             if now < at or self._takes_something(now):
                 self._arm(self._stalled_since + limits.write_timeout_seconds)

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 
+from trailboss.figures import FINE_BOUNDS, Histogram
 from trailboss.plugins.http.limits import Limits
 from trailboss.plugins.http.message import Handler, Request, Responder
+from trailboss.plugins.http.refusals import Refusals
 from trailboss.plugins.http.spool import Spool
+from trailboss.plugins.http.unsent import AnswerAccount
 from trailboss.reactor import Reactor
 
 if TYPE_CHECKING:
@@ -37,10 +40,19 @@ class Counters:
 class Front:
     """State shared by the connections of one web server; all of it belongs to the reactor."""
 
-    def __init__(self, reactor: Reactor, limits: Limits, spool: Spool, handler: Handler) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        limits: Limits,
+        spool: Spool,
+        handler: Handler,
+        answers: AnswerAccount | None = None,
+    ) -> None:
         self.reactor = reactor
         self.limits = limits
         self.spool = spool
+        #: What clients have not taken yet.
+        self.answers = answers if answers is not None else AnswerAccount()
         self.handler = handler
         self.connections: set[Connection] = set()
         self.in_flight = 0
@@ -49,6 +61,9 @@ class Front:
         #: Called while draining whenever a request or a connection has ended.
         self.on_progress: Callable[[], None] | None = None
         self.counters = Counters()
+        #: From a request's complete head to the end of its answer, in seconds.
+        self.latency = Histogram(FINE_BOUNDS)
+        self.refusals = Refusals(lambda: reactor.now)
         self.date_line = b""
         self.date_until = 0.0
 
@@ -61,7 +76,8 @@ class Front:
     def refuse_requests(self, reason: str) -> None:
         """Answer every further request with 503 and end its connection."""
 
-        def refuse(_request: Request, responder: Responder) -> None:
+        def refuse(request: Request, responder: Responder) -> None:
+            self.refusals.add(503, reason, request.method, request.path)
             responder.fail(503, reason, retry_after=1, close=True)
 
         self.handler = refuse

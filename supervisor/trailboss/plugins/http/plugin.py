@@ -16,6 +16,7 @@ import trio
 
 from trailboss.config.schema import HttpConfig
 from trailboss.container.contract import Layer, Phase, Plugin, PluginFailed, Services
+from trailboss.container.inspect import HttpFigures, HttpInspector
 from trailboss.log import logger
 from trailboss.plugins.http.contract import LineSink, MiddlewareError, MiddlewareServices
 from trailboss.plugins.http.exchange import Exchange
@@ -23,7 +24,9 @@ from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.limits import Limits
 from trailboss.plugins.http.listen import AddressError, BoundSocket, Listener, bind
 from trailboss.plugins.http.middleware.chain import build_chain
+from trailboss.plugins.http.refusals import Refusals
 from trailboss.plugins.http.spool import Spool
+from trailboss.plugins.http.unsent import AnswerAccount
 from trailboss.plugins.http.uploads import Owner
 from trailboss.reactor import Reactor
 from trailboss.workers.lane import OnOutcome, OnPart
@@ -96,12 +99,15 @@ class HttpPlugin(Plugin):
         """The pool of the workers that answer requests."""
         from trailboss.workers.workshop import PoolSpec
 
-        return (PoolSpec("http", "http", self._config.pool),)
+        ours = self._raw_body is True  # what wants bodies as they were sent whatever the file says
+        return (PoolSpec("http", "http", self._config.pool, takes_files=ours),)
 
     def attach_pool(self, pool: Pool) -> None:
         """Receive the pool; requests are handed to it from `open` on."""
         assert self._exchange is not None  # made by `run`, which the container has waited for
         self._exchange.pool = pool
+        if self._front is not None:
+            self._front.refusals.pool = pool
 
     async def run(
         self,
@@ -116,8 +122,9 @@ class HttpPlugin(Plugin):
         """
         reactor = services.get(Reactor)
         config = self._config
+        refusals = Refusals(lambda: reactor.now)
         exchange = self._exchange = Exchange(
-            _PoolToCome(), config, reactor, owner=self._owner, raw_body=self._raw_body
+            _PoolToCome(), config, reactor, owner=self._owner, raw_body=self._raw_body, refusals=refusals
         )
         try:
             handler = build_chain(config, self._middleware_services(reactor), exchange)
@@ -125,7 +132,18 @@ class HttpPlugin(Plugin):
             raise PluginFailed(self.name, Phase.STARTING, str(error)) from error
         limits = config.limits
         spool = Spool(limits.body_memory * MEGABYTE, limits.body_memory_total * MEGABYTE, config.uploads.dir)
-        front = self._front = Front(reactor, Limits.of(limits, config.max_request_size), spool, handler)
+        answers = AnswerAccount(
+            limits.answer_memory * MEGABYTE,
+            limits.answer_memory_total * MEGABYTE,
+            limits.answer_file * MEGABYTE,
+            limits.answer_file_total * MEGABYTE,
+            config.uploads.dir,
+        )
+        front = self._front = Front(
+            reactor, Limits.of(limits, config.max_request_size), spool, handler, answers
+        )
+        front.refusals = refusals
+        services.provide(HttpInspector, self)  # type: ignore[type-abstract] # the key of a service may be a Protocol
         try:
             task_status.started()
             await stopping.wait()
@@ -205,7 +223,31 @@ class HttpPlugin(Plugin):
             "timeouts": counters.timeouts,
             "body_memory_bytes": front.spool.memory_bytes,
             "body_files": front.spool.files,
+            "answer_memory_bytes": front.answers.memory_bytes,
+            "answer_files": front.answers.files,
+            "answers_lost": front.answers.lost,
         }
+
+    def http_figures(self) -> HttpFigures | None:
+        """What has been served and what is going on; for the status page."""
+        front = self._front
+        if front is None:
+            return None
+        counters, latency = front.counters, front.latency
+        return HttpFigures(
+            addresses=self.addresses,
+            requests=counters.requests,
+            refused=front.refusals.total,
+            timeouts=counters.timeouts,
+            in_flight=front.in_flight,
+            connections=len(front.connections),
+            latency_bounds=latency.bounds,
+            latency_counts=tuple(latency.counts),
+        )
+
+    def http_refusals(self, last: int) -> dict[str, object]:
+        """The last requests that the server answered itself; for `trailboss.Refusals`."""
+        return {} if self._front is None else self._front.refusals.report(last)
 
     @property
     def addresses(self) -> tuple[str, ...]:

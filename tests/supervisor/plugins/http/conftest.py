@@ -10,6 +10,7 @@ import pytest
 
 from trailboss.plugins.http.limits import Limits
 from trailboss.plugins.http.message import Handler
+from trailboss.plugins.http.unsent import AnswerAccount
 
 HERE = str(Path(__file__).resolve().parent)
 if HERE not in sys.path:
@@ -23,8 +24,13 @@ def make_bench() -> Iterator[MakeBench]:
     """Return a maker of benches that are closed at the end; nothing of a body is left by then."""
     made: list[Bench] = []
 
-    def make(handler: Handler | None = None, limits: Limits | None = None, **spool: int) -> Bench:
-        made.append(Bench(handler, limits, **spool))
+    def make(
+        handler: Handler | None = None,
+        limits: Limits | None = None,
+        answers: AnswerAccount | None = None,
+        **spool: int,
+    ) -> Bench:
+        made.append(Bench(handler, limits, answers, **spool))
         return made[-1]
 
     yield make
@@ -34,4 +40,6 @@ def make_bench() -> Iterator[MakeBench]:
         assert bench.front.in_flight == 0
         assert bench.spool.memory_bytes == 0
         assert bench.spool.files == 0
+        answers = bench.front.answers
+        assert (answers.memory_bytes, answers.file_bytes, answers.files) == (0, 0, 0)
         assert bench.reactor.failures == 0

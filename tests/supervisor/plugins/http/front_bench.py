@@ -11,6 +11,7 @@ from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.limits import Limits
 from trailboss.plugins.http.message import Handler, Request, Responder
 from trailboss.plugins.http.spool import Spool
+from trailboss.plugins.http.unsent import AnswerAccount
 from trailboss.reactor import Reactor
 
 START = 1000.0
@@ -98,11 +99,17 @@ class Client:
 class Bench:
     """A front with its clients."""
 
-    def __init__(self, handler: Handler | None = None, limits: Limits | None = None, **spool: int) -> None:
+    def __init__(
+        self,
+        handler: Handler | None = None,
+        limits: Limits | None = None,
+        answers: AnswerAccount | None = None,
+        **spool: int,
+    ) -> None:
         self.reactor = HandReactor()
         self.echo = Echo()
         self.spool = Spool(spool.get("per_body", 1 << 20), spool.get("total", 64 << 20))
-        self.front = Front(self.reactor, limits or Limits(), self.spool, handler or self.echo)
+        self.front = Front(self.reactor, limits or Limits(), self.spool, handler or self.echo, answers)
         self._clients: list[socket.socket] = []
 
     def connect(self) -> Client:
