@@ -22,6 +22,7 @@ import trio
 
 from trailboss.config.schema import PoolConfig
 from trailboss.log import logger
+from trailboss.workers.glance import SlotGlance
 from trailboss.workers.lane import Exec, FileBody, Lane, OnOutcome, OnPart, Ticket
 from trailboss.workers.limits import Limits, RetireCause
 from trailboss.workers.outcome import (
@@ -379,6 +380,17 @@ class Pool:
     def idle_count(self) -> int:
         """Ready workers with nothing to do."""
         return len(self._idle)
+
+    def holders(self) -> list[tuple[int, str, float]]:
+        """Each busy worker: pid, what it does, for how many seconds. No system call."""
+        now = self._reactor.now
+        return [
+            (worker.pid, lane.current.label, max(0.0, now - lane.started_at))
+            for slot in self._slots
+            if (worker := slot.worker) is not None
+            and (lane := worker.lane) is not None
+            and lane.current is not None
+        ]
 
     @property
     def in_flight(self) -> int:
@@ -856,6 +868,42 @@ class Pool:
     def at_quorum(self) -> bool:
         """Whether the pool counts as up."""
         return self._phase is PoolPhase.READY and self.ready_workers >= self.quorum
+
+    def glance(self) -> list[SlotGlance]:
+        """Every slot, in order: what its worker is and does. No system call."""
+        now = trio.current_time()
+        seen = []
+        for slot in self._slots:
+            worker = slot.worker
+            if worker is None or not worker.pid:
+                if slot.wanted:
+                    waits = None if slot.next_probe is None else max(0.0, slot.next_probe - now)
+                    state = "starting" if waits is None else "waiting"
+                    seen.append(
+                        SlotGlance(slot.number, state, generation=slot.generation, next_try_seconds=waits)
+                    )
+                continue
+            lane = worker.lane
+            current = lane.current if lane is not None else None
+            if worker.phase in (WorkerPhase.SPAWNING, WorkerPhase.HANDSHAKING):
+                state = "starting"
+            elif not worker.is_serving:
+                state = "leaving"
+            else:
+                state = "busy" if worker.is_busy else "idle"
+            seen.append(
+                SlotGlance(
+                    slot.number,
+                    state,
+                    worker.pid,
+                    current.label if current is not None else "",
+                    max(0.0, now - lane.started_at) if lane is not None and current is not None else 0.0,
+                    lane.executions if lane is not None else 0,
+                    worker.created_ns,
+                    worker.generation,
+                )
+            )
+        return seen
 
     def _views(self) -> list[SlotView]:
         return [slot.view() for slot in self._slots]
