@@ -23,6 +23,7 @@ import os
 import struct
 import termios
 import zlib
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -642,9 +643,12 @@ class Lane:
         """The caller gets its outcome first; only then is the worker used, or retired, again."""
         self.current = None
         self.executions += 1
-        self.last_used = self._reactor.now
+        self.last_used = now = self._reactor.now
         pool = self._pool
         pool.executions += 1
+        figures = pool.exec_seconds  # its `observe`, without the call
+        figures.counts[bisect_left(figures.bounds, now - self.started_at)] += 1
+        figures.total += now - self.started_at
         if not self._clean:
             # A second answer, or text glued to the first: the first is whole and good, the worker is not.
             exec_.on_outcome(outcome)

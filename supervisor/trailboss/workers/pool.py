@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import overload
@@ -21,6 +21,7 @@ from typing import overload
 import trio
 
 from trailboss.config.schema import PoolConfig
+from trailboss.figures import Histogram
 from trailboss.log import logger
 from trailboss.workers.glance import SlotGlance
 from trailboss.workers.lane import Exec, FileBody, Lane, OnOutcome, OnPart, Ticket
@@ -214,6 +215,13 @@ class Pool:
         self.executions = 0
         self.restarts = 0
         self.refused = 0
+        #: Execs that got no worker, by kind of ExecFailed ("QueueFull", …).
+        self.refusals: Counter[str] = Counter()
+        #: Workers replaced as planned, by RetireCause.
+        self.recycles: Counter[str] = Counter()
+        #: Seconds from an exec's start to its answer, and those that execs have waited in the queue before.
+        self.exec_seconds = Histogram()
+        self.queue_seconds = Histogram()
 
     def __repr__(self) -> str:
         figures = self.statistics()
@@ -344,6 +352,7 @@ class Pool:
 
     def _refuse(self, exec_: Exec, why: ExecFailed) -> None:
         self.refused += 1
+        self.refusals[type(why).__name__] += 1
         self._deliver(exec_, why)
 
     def _deliver(self, exec_: Exec, outcome: Outcome) -> None:
@@ -360,6 +369,7 @@ class Pool:
             if not lane.start(exec_):
                 queue.appendleft(exec_)
                 return
+            self.queue_seconds.observe(self._reactor.now - exec_.deadline + self.config.queue_timeout)
             return
         lane.parked = True
         self._idle.append(lane)
@@ -597,7 +607,9 @@ class Pool:
 
     def _after_exit(self, slot: Slot, left: WorkerExit) -> None:
         """Note how a worker left; failures of a boot are told to whoever waits for it."""
-        if not left.planned:
+        if left.planned:
+            self.recycles[left.text] += 1
+        else:
             self._last_failure = left.text
         if left.planned or self.policy.proved(left.executions, left.ready_seconds):
             slot.history.streak = 0
@@ -982,6 +994,19 @@ class Pool:
         if worker.retire_cause in _RETIRE_STATUS:
             return _RETIRE_STATUS[worker.retire_cause]
         return _STATUS[worker.phase]
+
+    def memory_by_slot(self) -> list[tuple[int, int, str, int]]:
+        """Slot, pid, RoadRunner's word for the state, and resident bytes of all workers that have a process."""
+        return [
+            (slot.number, worker.pid, self._status(worker)[1], resident_bytes(worker.pid))
+            for slot in self._slots
+            if (worker := slot.worker) is not None and worker.pid
+        ]
+
+    @property
+    def queue_max(self) -> int:
+        """Execs that may wait; more are refused."""
+        return self._queue_max
 
     def statistics(self) -> PoolStatistics:
         """Figures of this moment."""

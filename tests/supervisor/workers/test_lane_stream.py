@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trailboss.figures import Histogram
 from trailboss.reactor import Reactor
 from trailboss.workers.lane import Breach, Exec, FileBody, Lane, LaneOwner, Ticket, request_header
 from trailboss.workers.outcome import Answer, ExecTimeout, Outcome, SoftError
@@ -54,6 +55,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.executions = 0
+        self.exec_seconds = Histogram()
         self.idle: list[Lane] = []
         self.gone: list[Lane] = []
         self.resubmitted: list[Exec] = []
