@@ -261,7 +261,7 @@ async def test_forms_and_files(stage: Stage, tmp_path: Path, worker: str, codec:
             0,
         )
         assert base64.b64decode(upload["content"]) == b"content" * 1000
-        assert Path(upload["tmpName"]).parent == site.uploads
+        assert Path(upload["tmpName"]).parent.parent == site.uploads
 
 
 def multipart(content: bytes) -> tuple[dict[str, str], bytes]:

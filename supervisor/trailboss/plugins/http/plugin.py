@@ -27,6 +27,7 @@ from trailboss.plugins.http.middleware.chain import build_chain
 from trailboss.plugins.http.refusals import Refusals
 from trailboss.plugins.http.spool import Spool
 from trailboss.plugins.http.unsent import AnswerAccount
+from trailboss.plugins.http.upload_folder import sweep
 from trailboss.plugins.http.uploads import Owner
 from trailboss.reactor import Reactor
 from trailboss.workers.lane import OnOutcome, OnPart
@@ -145,6 +146,7 @@ class HttpPlugin(Plugin):
         front.refusals = refusals
         services.provide(HttpInspector, self)  # type: ignore[type-abstract] # the key of a service may be a Protocol
         try:
+            await trio.to_thread.run_sync(sweep, exchange.upload_rules.folder.parent, self._owner)
             task_status.started()
             await stopping.wait()
         finally:
