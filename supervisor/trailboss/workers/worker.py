@@ -30,7 +30,7 @@ from trailboss.workers.limits import RetireCause, WorkerLimits
 from trailboss.workers.outcome import WorkerDied
 from trailboss.workers.output import LineDrain
 from trailboss.workers.process import Process, SpawnFailed, spawn
-from trailboss_worker.protocol.control import check_handshake, encode_pid, encode_stop
+from trailboss_worker.protocol.control import check_handshake, encode_pid, encode_stop, takes_files
 from trailboss_worker.protocol.errors import FrameError, RemoteProtocolError, likely_cause
 from trailboss_worker.protocol.frames import FrameDecoder
 
@@ -108,6 +108,7 @@ class Worker(LaneOwner):
         self._drain_deadline = float("inf")
         self._kill_cause = ""
         self._hello = False
+        self._takes_files = False
         self._relay_fd = -1
         self._greeting: FrameDecoder | None = None
         self.spawned_at = 0.0
@@ -261,7 +262,12 @@ class Worker(LaneOwner):
                 launch = shop.launch(pool.spec)
                 self.command = " ".join(launch.argv)
                 self.process = await spawn(
-                    launch.argv, launch.environment, wall=wall, identity=launch.identity, stdin=launch.stdin
+                    launch.argv,
+                    launch.environment,
+                    wall=wall,
+                    identity=launch.identity,
+                    stdin=launch.stdin,
+                    files=launch.files,
                 )
             except SpawnFailed as error:
                 return self._spawn_failed(f"{launch.key}: {error}", permanent=error.permanent)
@@ -375,6 +381,7 @@ class Worker(LaneOwner):
                 reactor.wheel.add(reactor.now + STRAY_SECONDS, self._judge_greeting)
                 return
             check_handshake(frame)
+            self._takes_files = takes_files(frame)
             if decoder.buffered:
                 raise FrameError("bad_crc", "", decoder.pending_bytes(256))
         except FrameError as error:
@@ -442,6 +449,7 @@ class Worker(LaneOwner):
             payload_cap=pool.config.max_frame_size * 1024 * 1024,
             exec_ttl=self._exec_ttl,
             executions_max=self._limits.executions,
+            files=process.files if self._takes_files else None,
         )
         self.lane.attach()
         self.phase = WorkerPhase.READY

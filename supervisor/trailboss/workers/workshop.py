@@ -37,6 +37,8 @@ class PoolSpec:
     mode: str
     config: PoolConfig
     extra_env: Mapping[str, str] = field(default_factory=dict)
+    #: Its workers are Trailboss's own and can be handed a body that lies in a file as that file.
+    takes_files: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Launch:
     identity: Identity | None
     #: "pipe", or "null" with a socket relay.
     stdin: str
+    #: It may get a socket for open files.
+    files: bool
     #: Key of the configuration that the program comes from.
     key: str
 
@@ -123,6 +127,7 @@ class Workshop:
             environment=environment,
             identity=resolve_identity(self.settings.user, self.settings.group),
             stdin="pipe" if self.hub is None else "null",
+            files=spec.takes_files and self.hub is None,
             key=self._key_of(spec),
         )
 
