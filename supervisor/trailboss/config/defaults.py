@@ -34,6 +34,8 @@ _EXAMPLES: Final = {
     ("StatusConfig", "address"): "127.0.0.1:2114",
     ("PipelineConfig", "driver"): "memory",
     ("HttpConfig", "address"): "[127.0.0.1:8080]",
+    ("HttpSslConfig", "cert"): "/etc/trailboss/fullchain.pem",
+    ("HttpSslConfig", "key"): "/etc/trailboss/privkey.pem",
     ("StaticConfig", "dir"): "public",
 }
 """Values shown for keys that have no default."""

@@ -42,6 +42,7 @@ from trailboss.plugins.http.h1 import (
 from trailboss.plugins.http.limits import Waiting, deadline
 from trailboss.plugins.http.message import EMPTY_BODY, Body, HeaderList, Request
 from trailboss.plugins.http.spool import Incoming
+from trailboss.plugins.http.tls import TlsSocket
 from trailboss.plugins.http.unsent import FilePart, Kept, Unsent
 
 __all__ = ["Answer", "Connection"]
@@ -321,7 +322,7 @@ def _kernel_queue(fd: int) -> int:
 
 
 class Connection:
-    """A client's connection; made by the listener with a connected, non-blocking socket."""
+    """A client's connection; made by the listener with a connected, non-blocking socket, or what looks like one."""
 
     __slots__ = (
         "__weakref__",
@@ -344,6 +345,7 @@ class Connection:
         "_since",
         "_sock",
         "_stalled_since",
+        "_tls",
         "_waiting",
         "_working",
         "closed",
@@ -351,14 +353,21 @@ class Connection:
     )
 
     def __init__(
-        self, front: Front, sock: socket.socket, local: str, remote_addr: str, remote_port: int
+        self,
+        front: Front,
+        sock: socket.socket | TlsSocket,
+        local: str,
+        remote_addr: str,
+        remote_port: int,
+        scheme: str = "http",
     ) -> None:
         self.front = front
         self.closed = False
         self._reactor = front.reactor
         self._sock = sock
+        self._tls = sock if isinstance(sock, TlsSocket) else None
         self._fd = sock.fileno()
-        self._parser = HeadParser(front.limits, local, remote_addr, remote_port)
+        self._parser = HeadParser(front.limits, local, remote_addr, remote_port, scheme)
         self._buffer = bytearray()
         self._checked = 0
         self._waiting = Waiting.HEAD
@@ -379,6 +388,14 @@ class Connection:
         self._reactor.register(self._fd, self._on_readable, self._on_writable, self._on_error)
         front.connections.add(self)
         self._arm(self._since + front.limits.head_timeout_seconds)
+
+    def begin(self) -> None:
+        """Look at what came along with the handshake; there is no readiness event for it."""
+        self._on_readable()
+
+    def refuse(self, status: int, reason: str) -> None:
+        """Answer with a refusal instead of any request; the connection ends with that."""
+        self._refuse(status, reason)
 
     # --- in -----------------------------------------------------------------------------------------------------------
 
@@ -623,9 +640,12 @@ class Connection:
         A connection closed with unread bytes is reset, and a reset may overtake the answer.
         """
         if self._ended or (
-            not self._parser.keep_alive and not self._buffer and self._waiting is Waiting.ANSWER
+            self._tls is None  # its last word needs the longer way
+            and not self._parser.keep_alive
+            and not self._buffer
+            and self._waiting is Waiting.ANSWER
         ):
-            self.close()  # the client has said that nothing follows
+            self._end()  # the client has said that nothing follows
             return
         self._buffer.clear()
         self._waiting = Waiting.DEPARTURE
@@ -639,10 +659,22 @@ class Connection:
         except OSError:
             self.close()
 
+    def _end(self) -> None:
+        """End the connection in good order."""
+        if self._tls is not None and not self.closed:
+            try:
+                self._tls.farewell()
+            except OSError:
+                pass
+        self.close()
+
     def _on_end(self) -> None:
         """The client sends no more: it has gone, unless there is an answer left that it may still take."""
-        if self._answer is not None or not self._out.size:
+        if self._answer is not None:
             self.close()
+            return
+        if not self._out.size:
+            self._end()
             return
         self._ended = self._closing = True
         self._reactor.unregister(self._fd)
@@ -653,7 +685,7 @@ class Connection:
         """Close unless a request or its answer is under way, or something has happened after `quiet_since`."""
         idle = self._waiting is Waiting.REQUEST or (self._waiting is Waiting.HEAD and not self._buffer)
         if idle and not self._out.size and self._since <= quiet_since:
-            self.close()
+            self._end()
 
     @property
     def is_leaving(self) -> bool:
@@ -797,7 +829,11 @@ class Connection:
             item = out.first
             try:
                 if isinstance(item, FilePart):
-                    sent = os.sendfile(self._fd, item.fd, item.offset, min(item.count, budget))
+                    count = min(item.count, budget)
+                    if self._tls is None:
+                        sent = os.sendfile(self._fd, item.fd, item.offset, count)
+                    else:
+                        sent = self._tls.send_file(item.fd, item.offset, count)
                     if not sent:
                         log.error("a file became shorter while it was sent, the connection is cut")
                         self.cut()
@@ -881,7 +917,7 @@ class Connection:
     def _on_too_late(self) -> None:
         waiting = self._waiting
         if waiting is Waiting.REQUEST or waiting is Waiting.DEPARTURE:
-            self.close()
+            self._end()
             return
         self.front.counters.timeouts += 1
         if waiting is Waiting.HEAD and not self._buffer:

@@ -85,6 +85,7 @@ class HeadParser:
         "_parser",
         "_remote_addr",
         "_remote_port",
+        "_scheme",
         "expects_continue",
         "keep_alive",
         "length",
@@ -92,12 +93,18 @@ class HeadParser:
     )
 
     def __init__(
-        self, limits: Limits, local: str = "localhost", remote_addr: str = "127.0.0.1", remote_port: int = 0
+        self,
+        limits: Limits,
+        local: str = "localhost",
+        remote_addr: str = "127.0.0.1",
+        remote_port: int = 0,
+        scheme: str = "http",
     ) -> None:
         self._limits = limits
         self._local = local
         self._remote_addr = remote_addr
         self._remote_port = remote_port
+        self._scheme = scheme
         self._host_bytes = b""
         self._host = ""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -155,6 +162,7 @@ class HeadParser:
             self._remote_addr,
             self._remote_port,
             started=now,
+            scheme=self._scheme,
         )
 
     def _parse_headers(self, head: bytes) -> list[tuple[bytes, bytes]]:

@@ -1,7 +1,7 @@
 """The plugin `http`: listeners in front, the pool behind, middleware between.
 
-Life: `run` builds the chain, so a wrong middleware fails the start before anything listens; `open` binds the listeners
-once the workers are ready, so READY means that a request is answered; `close_intake` takes no further connection, and
+Life: `run` builds the chain and loads the certificate, so what is wrong with either fails the start before anything
+listens, and looks after changed certificates; `open` binds the listeners once the workers are ready, so READY means that a request is answered; `close_intake` takes no further connection, and
 every answer ends its connection from then on; `drain` waits for the requests under way and a moment more for those that
 kept connections send just then; afterwards a request is answered 503, and the end of `run` closes what is left.
 """
@@ -18,12 +18,15 @@ from trailboss.config.schema import HttpConfig
 from trailboss.container.contract import Layer, Phase, Plugin, PluginFailed, Services
 from trailboss.container.inspect import HttpFigures, HttpInspector
 from trailboss.log import logger
+from trailboss.plugins.http.activation import PassedSockets
+from trailboss.plugins.http.certificates import LOOK_SECONDS, CertificateError, Certificates
 from trailboss.plugins.http.contract import LineSink, MiddlewareError, MiddlewareServices
 from trailboss.plugins.http.exchange import Exchange
 from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.limits import Limits
-from trailboss.plugins.http.listen import AddressError, BoundSocket, Listener, bind
+from trailboss.plugins.http.listen import AddressError, Listener, bind_all
 from trailboss.plugins.http.middleware.chain import build_chain
+from trailboss.plugins.http.redirect import redirect_plain
 from trailboss.plugins.http.refusals import Refusals
 from trailboss.plugins.http.spool import Spool
 from trailboss.plugins.http.unsent import AnswerAccount
@@ -82,6 +85,7 @@ class HttpPlugin(Plugin):
         section: Callable[[str, type], object] | None = None,
         logs_info: Callable[[], bool] = lambda: True,
         access_lines: LineSink | None = None,
+        passed_sockets: PassedSockets | None = None,
     ) -> None:
         self._config = config
         self._raw_body = raw_body
@@ -89,6 +93,8 @@ class HttpPlugin(Plugin):
         self._section = section
         self._logs_info = logs_info
         self._access_lines = access_lines
+        self._passed_sockets = passed_sockets if passed_sockets is not None else PassedSockets()
+        self._certificates: Certificates | None = None
         self._exchange: Exchange | None = None
         self._front: Front | None = None
         self._listeners: list[Listener] = []
@@ -118,7 +124,7 @@ class HttpPlugin(Plugin):
     ) -> None:
         """Build the chain, be healthy, serve until `stopping`.
 
-        Raises: PluginFailed where a middleware cannot be made.
+        Raises: PluginFailed where a middleware cannot be made or the certificate cannot be used.
         On cancellation: connections are closed at once.
         """
         reactor = services.get(Reactor)
@@ -131,6 +137,7 @@ class HttpPlugin(Plugin):
             handler = build_chain(config, self._middleware_services(reactor), exchange)
         except MiddlewareError as error:
             raise PluginFailed(self.name, Phase.STARTING, str(error)) from error
+        await self._load_certificates()
         limits = config.limits
         spool = Spool(limits.body_memory * MEGABYTE, limits.body_memory_total * MEGABYTE, config.uploads.dir)
         answers = AnswerAccount(
@@ -148,7 +155,7 @@ class HttpPlugin(Plugin):
         try:
             await trio.to_thread.run_sync(sweep, exchange.upload_rules.folder.parent, self._owner)
             task_status.started()
-            await stopping.wait()
+            await self._until(stopping)
         finally:
             self._close_listeners()
             front.close_all()
@@ -164,21 +171,66 @@ class HttpPlugin(Plugin):
             return services
         return replace(services, section=self._section)  # type: ignore[arg-type]
 
+    async def _load_certificates(self) -> None:
+        if self._config.ssl is None:
+            return
+        try:
+            self._certificates = await trio.to_thread.run_sync(
+                Certificates, self._config.ssl, self._protocols()
+            )
+        except CertificateError as error:
+            raise PluginFailed(self.name, Phase.STARTING, str(error)) from error
+
+    def _protocols(self) -> tuple[str, ...]:
+        """What clients may agree upon over TLS, the preferred one first."""
+        return ("http/1.1",)
+
+    async def _until(self, stopping: trio.Event) -> None:
+        """Wait for the stop; meanwhile look for changed certificates."""
+        certificates = self._certificates
+        if certificates is None:
+            await stopping.wait()
+            return
+        while True:
+            with trio.move_on_after(LOOK_SECONDS):
+                await stopping.wait()
+                return
+            await trio.to_thread.run_sync(certificates.look)
+
+    async def reload_certificates(self) -> bool:
+        """Read the certificate's files now, without waiting for them to be noticed.
+
+        False where they cannot be used, which is logged, and the old ones stay; or where there is no TLS.
+        """
+        if self._certificates is None:
+            return False
+        return await trio.to_thread.run_sync(self._certificates.reload)
+
     async def open(self) -> None:
         """Bind every address and begin to accept. Raises PluginFailed, with no address bound, if one cannot be."""
         front = self._front
         assert front is not None
-        bound: list[BoundSocket] = []
+        ssl, entrance = self._config.ssl, None
+        keys = [("http.address", self._config.address)]
+        if ssl is not None:
+            keys.append(("http.ssl.address", ssl.address))
         try:
-            for address in self._config.address:
-                bound.append(await trio.to_thread.run_sync(bind, address))
+            bound = await trio.to_thread.run_sync(bind_all, keys, self._passed_sockets)
         except AddressError as error:
-            for item in bound:
-                item.close()
             raise PluginFailed(self.name, Phase.HEALTHY, str(error)) from error
         front.reactor.touch()
-        self._listeners = [Listener(item, front) for item in bound]
-        log.info("http server was started", address=[listener.address for listener in self._listeners])
+        secure = [item.address for key, item in bound if key == "http.ssl.address"]
+        if self._certificates is not None:
+            from trailboss.plugins.http.handshake import TlsEntrance
+
+            entrance = TlsEntrance(front, self._certificates)
+        if ssl is not None and ssl.redirect:
+            front.handler = redirect_plain(front.handler, _port(secure[0]))
+        self._listeners = [
+            Listener(item, front, entrance if key == "http.ssl.address" else None) for key, item in bound
+        ]
+        plain = [item.address for key, item in bound if key == "http.address"]
+        log.info("http server was started", address=plain, **({"ssl_address": secure} if secure else {}))
 
     async def close_intake(self) -> None:
         """Accept who has connected already, then release the addresses. Every answer ends its connection from now on."""
@@ -265,3 +317,8 @@ class HttpPlugin(Plugin):
         for listener in self._listeners:
             listener.close()
         self._listeners = []
+
+
+def _port(address: str) -> int:
+    """Return the port of a bound address; that of https for a unix socket, which has something in front."""
+    return 443 if address.startswith("unix:") else int(address.rpartition(":")[2])
