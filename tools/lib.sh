@@ -102,8 +102,9 @@ source_hash() {
 venv_is_current() {
     local stamp
     [ -x "$VENV/bin/python" ] && compgen -G "$PROJECT/worker_protocol/trailboss_worker/_frame*.so" >/dev/null || return 1
-    for stamp in all "${1:+all}"; do
-        if [ "$(cat "$VENV/.trailboss-$stamp" 2>/dev/null)" = "$2" ]; then return 0; fi
+    for stamp in "$VENV/.trailboss-"*; do
+        [ -z "$1" ] || [ "$stamp" = "$VENV/.trailboss-$1" ] || continue # without extras any installation will do
+        if [ "$(cat "$stamp" 2>/dev/null)" = "$2" ]; then return 0; fi
     done
     return 1
 }
@@ -156,6 +157,6 @@ ensure_venv() {
     if ! "$VENV/bin/python" -c 'import trailboss_worker._frame' 2>/dev/null; then
         say "The C frame codec could not be built; the slower plain-Python one is used."
     fi
-    printf '%s' "$hash" >"$VENV/.trailboss-${extras:+all}"
+    printf '%s' "$hash" >"$VENV/.trailboss-$extras"
     exec {lock}>&-
 }
