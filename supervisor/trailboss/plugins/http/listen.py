@@ -37,6 +37,9 @@ BACK_OFF_SECONDS: Final = 0.1
 COMPLAINT_SECONDS: Final = 60.0
 #: A silent client is asked for a sign of life after this time, so that one that has vanished is noticed.
 KEEPALIVE_IDLE_SECONDS: Final = 60
+#: So many bytes of an answer wait in the kernel beyond those on the way. Without it the kernel takes megabytes for each client
+#: that does not read, which no limit of ours would count.
+NOT_SENT_BYTES: Final = 256 * 1024
 
 _NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -164,6 +167,7 @@ def _prepare_tcp(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
 
 
 def _tcp_address(sock: socket.socket) -> str:
