@@ -34,6 +34,8 @@ class PassedSockets:
     found: list[tuple[str, int]] = field(default_factory=list)
     #: Why there are none although variables say that there should be some.
     excuse: str = ""
+    #: Names that were handed out.
+    claimed: set[str] = field(default_factory=set)
 
     def claim(self, name: str, what: str, named: Iterable[str] = ()) -> list[socket.socket]:
         """Return the listening sockets called `name`, or with "" those that are not in `named`; non-blocking.
@@ -53,17 +55,18 @@ class PassedSockets:
                 sock.close()
             raise
         self.found = [item for item in self.found if item not in mine]
+        self.claimed.update(passed_name for passed_name, _ in mine)
         return sockets
 
     def _missing(self, name: str) -> str:
         if self.excuse:
             return self.excuse
-        if not self.found:
+        names = ", ".join(sorted({passed for passed, _ in self.found} | self.claimed))
+        if not names:
             return (
                 "no socket was passed to this process; start it by a systemd socket unit (see examples/systemd), "
                 "or write host:port"
             )
-        names = ", ".join(sorted({passed for passed, _ in self.found}))
         if not name:
             return f"every passed socket has an address of its own ({names}); remove this one"
         return (

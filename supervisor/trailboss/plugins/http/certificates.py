@@ -110,7 +110,9 @@ def _pair_error(cert: str, key: str, error: Exception) -> CertificateError:
             "make one with at least RSA 2048 or P-256",
         )
     return CertificateError(
-        "cert", f"{cert} and {key} cannot be used ({reason})", "check both with openssl x509 and openssl pkey"
+        "key",
+        f"the key in {key} cannot be used with the certificate in {cert} ({reason})",
+        "check both with openssl pkey and openssl x509",
     )
 
 
@@ -156,11 +158,12 @@ def _first_certificate(key: str, path: str) -> bytes:
             "write the path of a PEM file (BEGIN CERTIFICATE)",
         )
     try:
-        return ssl.PEM_cert_to_DER_cert(found[0])
+        certificate = ssl.PEM_cert_to_DER_cert(found[0])
     except ValueError:
-        raise CertificateError(
-            key, f"the certificate in {path} is damaged", "copy it anew, it has to be PEM"
-        ) from None
+        certificate = b""
+    if _validity(certificate) is None:
+        raise CertificateError(key, f"the certificate in {path} is damaged", "copy it anew, it has to be PEM")
+    return certificate
 
 
 def _check_key(path: str) -> None:

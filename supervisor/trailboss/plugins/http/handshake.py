@@ -2,7 +2,7 @@
 
 A Handshake is a member of `front.connections` like the connection it becomes: it counts for max_connections, is closed
 with the rest, and has the time limit of a head. Nothing of OpenSSL is made for a client before its first bytes are there,
-so half-open ones cost little.
+so half-open ones cost little; how much a client may send is bounded by OpenSSL, message by message.
 
 Cryptography takes a millisecond a client where everything else here takes microseconds, so handshakes stand in a line of
 their own (`TlsEntrance`): some every turn of the reactor, at least one, while requests go on in between.
@@ -33,8 +33,6 @@ log = logger("http")
 
 #: A ClientHello is a few hundred bytes, with many or large keys a few thousand; certificates of a client come later.
 RECEIVE_BYTES: Final = 16 * 1024
-#: Everything a client may send until its handshake is complete: a chain of certificates is the most of it.
-HANDSHAKE_BYTES_MAX: Final = 256 * 1024
 PLAIN_HTTP: Final = "a plain HTTP request was sent to the HTTPS port; write https:// in the address"
 
 
@@ -108,7 +106,6 @@ class Handshake:
         "_leaving",
         "_peer",
         "_reactor",
-        "_received",
         "_since",
         "_sock",
         "_unsent",
@@ -126,7 +123,6 @@ class Handshake:
         self._peer = (local, host, port)
         self._channel: TlsChannel | None = None
         self._done = False
-        self._received = 0
         self._unsent = b""
         self._in_line = False
         self._leaving = False
@@ -174,7 +170,6 @@ class Handshake:
                 self._answer_in_http()
                 return
             channel = self._channel = TlsChannel(self._entrance.certificates.context)
-        self._received += len(data)
         try:
             self._done = channel.handshake(data)
         except OSError as error:  # of ssl
@@ -184,8 +179,6 @@ class Handshake:
             return
         if self._done:
             self._become_connection()
-        elif self._received > HANDSHAKE_BYTES_MAX:
-            self.close()
 
     def _become_connection(self) -> None:
         front, channel = self.front, self._channel

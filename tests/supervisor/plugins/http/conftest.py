@@ -13,10 +13,13 @@ from trailboss.plugins.http.message import Handler
 from trailboss.plugins.http.unsent import AnswerAccount
 
 HERE = str(Path(__file__).resolve().parent)
-if HERE not in sys.path:
-    sys.path.insert(0, HERE)
+SUPPORT = str(Path(__file__).resolve().parents[3] / "support")
+for folder in (HERE, SUPPORT):
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
 
 from front_bench import Bench, MakeBench  # noqa: E402  the lines above make it findable
+from tls_files import TlsFiles, make_files  # noqa: E402
 
 
 @pytest.fixture
@@ -43,3 +46,9 @@ def make_bench() -> Iterator[MakeBench]:
         answers = bench.front.answers
         assert (answers.memory_bytes, answers.file_bytes, answers.files) == (0, 0, 0)
         assert bench.reactor.failures == 0
+
+
+@pytest.fixture(scope="session")
+def tls_files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
+    """Return an authority and a server's certificate for all tests."""
+    return make_files(tmp_path_factory.mktemp("tls"))
