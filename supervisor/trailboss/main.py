@@ -112,8 +112,14 @@ async def _live(assembly: Assembly, logs: LogSystem, banner: str) -> int:
         nursery.cancel_scope.cancel(reason="the server has stopped")
     assembly.reactor.close()
     if failure is not None:
-        raise StartError(str(failure)) from failure
+        raise StartError(_with_details(failure, logs)) from failure
     return 1 if hurry.is_set() else 0
+
+
+def _with_details(failure: Exception, logs: LogSystem) -> str:
+    """The failure for people: with the worker's own words, unless the log has shown them on the same terminal."""
+    text, details = str(failure), getattr(failure, "details", "")
+    return text if details in text or logs.is_seen("info", "server") else f"{text}\n{details}"
 
 
 class _SayReady:

@@ -36,6 +36,7 @@ from trailboss.workers.outcome import (
     QueueTimeout,
     WorkerDied,
 )
+from trailboss.workers.output import BootOutput
 from trailboss.workers.pool_state import PoolPhase, SlotView, count, decide_phase, pick_to_remove
 from trailboss.workers.process import Process
 from trailboss.workers.restart import FirstStart, RestartBudget, RestartPolicy, SlotHistory
@@ -58,7 +59,11 @@ log = logger("server")
 
 
 class PoolStartFailed(Exception):
-    """The first boot of a pool failed for good; the text holds the worker's own last output."""
+    """The first boot of a pool failed for good. The text is one line; `details` is what a worker said, line by line."""
+
+    def __init__(self, text: str, details: str = "") -> None:
+        super().__init__(text)
+        self.details = details
 
 
 class ResetFailed(Exception):
@@ -207,6 +212,7 @@ class Pool:
         self._resetting: _SharedReset | None = None
         self._next_reset: _SharedReset | None = None
         self._last_failure = ""
+        self.boot_output = BootOutput()
         #: Called from the reactor when a worker has become idle and nothing waits in the pool's own queue.
         self.idle_listener: Callable[[], None] | None = None
         #: Called on every change of phase or of the number of ready workers.
@@ -507,7 +513,7 @@ class Pool:
                         await self._change()
                 nursery.cancel_scope.cancel(reason="the pool has stopped")
             if failure:
-                raise PoolStartFailed(failure)
+                raise PoolStartFailed(failure, "\n".join(self.boot_output.said))
         finally:
             self._phase = PoolPhase.STOPPED
             self._nursery = None
@@ -610,7 +616,7 @@ class Pool:
         if left.planned:
             self.recycles[left.text] += 1
         else:
-            self._last_failure = left.text
+            self._last_failure = left.brief or left.text
         if left.planned or self.policy.proved(left.executions, left.ready_seconds):
             slot.history.streak = 0
         elif not left.busy:

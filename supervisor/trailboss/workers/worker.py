@@ -17,6 +17,7 @@ import enum
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from trailboss.workers.deaths import DeathRecord, quote
 from trailboss.workers.lane import MOVES_MAX, Breach, Exec, Lane, LaneOwner, garbage_breach
 from trailboss.workers.limits import RetireCause, WorkerLimits
 from trailboss.workers.outcome import WorkerDied
-from trailboss.workers.output import LineDrain
+from trailboss.workers.output import BootVoice, LineDrain
 from trailboss.workers.process import Process, SpawnFailed, spawn
 from trailboss_worker.protocol.control import check_handshake, encode_pid, encode_stop, takes_files
 from trailboss_worker.protocol.errors import FrameError, RemoteProtocolError, likely_cause
@@ -82,6 +83,8 @@ class WorkerExit:
     text: str
     #: It died of what it ran.
     busy: bool = False
+    #: `text` with one line of what it said instead of several.
+    brief: str = ""
 
 
 class Worker(LaneOwner):
@@ -100,6 +103,7 @@ class Worker(LaneOwner):
         self._limits = limits
         self._exec_ttl = exec_ttl
         self._stderr: LineDrain | None = None
+        self._voice: BootVoice | None = None
         self._stdout_log: LineDrain | None = None
         self._wake = trio.Event()
         self._exited = False
@@ -290,15 +294,14 @@ class Worker(LaneOwner):
         shop.guard.add(process.pid)
         shop.callers.add(process.pid, CallerRole.WORKER, self._pool.name)
         shop.reactor.register(process.pidfd, self._on_exit)
-        self._stderr = self._line_drain(process.stderr_fd, process.pid)
+        self._voice = self._pool.boot_output.voice(self._log_line)
+        self._stderr = self._line_drain(process.stderr_fd, self._voice.line)
 
-    def _line_drain(self, fd: int, pid: int) -> LineDrain:
+    def _log_line(self, line: str) -> None:
+        log.info(line, pid=self.pid, pool=self._pool.name)
+
+    def _line_drain(self, fd: int, emit: Callable[[str], None]) -> LineDrain:
         settings = self._shop.settings
-        name = self._pool.name
-
-        def emit(line: str) -> None:
-            log.info(line, pid=pid, pool=name)
-
         return LineDrain(
             self._shop.reactor, fd, emit, line_max=settings.stderr_line_max, rate=settings.stderr_rate
         )
@@ -326,7 +329,7 @@ class Worker(LaneOwner):
             except OSError:
                 pass  # it has gone already; its exit or the end of its output says so
         else:
-            self._stdout_log = self._line_drain(process.stdout_fd, process.pid)
+            self._stdout_log = self._line_drain(process.stdout_fd, self._log_line)
             hub.expect(process.pid, self._connected)
         try:
             while not (self._hello or self._ending() or self.retire_cause is not None):
@@ -455,6 +458,8 @@ class Worker(LaneOwner):
         self.phase = WorkerPhase.READY
         self.ready_at = self._shop.reactor.touch()
         self._shop.callers.ready(process.pid)
+        if self._voice is not None:
+            self._voice.ready()
         pool.worker_ready(self)
 
     async def _serve(self) -> None:
@@ -660,7 +665,10 @@ class Worker(LaneOwner):
         if record.hint:
             details["hint"] = record.hint
         if record.last_output and not was_ready:
-            details["last_output"] = list(record.last_output[-5:])
+            # All of it is in the log already, from this worker or from one before it.
+            details["last_output"] = telling_line(record.last_output)
+            if self._voice is not None and self._voice.died():
+                details["same_output_as_before"] = True
         log.warning(
             "worker died",
             pid=process.pid,
@@ -674,7 +682,8 @@ class Worker(LaneOwner):
         )
         permanent = record.cause == "script not found"
         text, busy = _with_output(record), self._doing is not None
-        return WorkerExit(False, was_ready, executions, ready_seconds, permanent, text, busy)
+        brief = _in_brief(record)
+        return WorkerExit(False, was_ready, executions, ready_seconds, permanent, text, busy, brief)
 
     def _ended_as_planned(self) -> bool:
         """Whether the end followed our wish. A worker killed by somebody while it finished its last exec has died."""
@@ -716,13 +725,30 @@ class Worker(LaneOwner):
         return WorkerExit(False, False, 0, 0.0, permanent, text)
 
 
-def _with_output(record: DeathRecord) -> str:
-    """The death in one sentence, followed by the worker's own last words."""
-    parts = [record.text]
-    if record.hint:
-        parts.append(record.hint)
+def _in_brief(record: DeathRecord) -> str:
+    """The death in one sentence, with the line of the worker's own that says most."""
+    line = telling_line(record.last_output)
+    return "; ".join([f"{record.text}: {line}" if line else record.text, *_seen(record)])
+
+
+def telling_line(lines: Sequence[str]) -> str:
+    """The last line that says something: no place of a traceback, neither Python's nor PHP's."""
+    for line in reversed(lines):
+        if line.strip() and not line.startswith((" ", "\t", "#", "Stack trace:")):
+            return line
+    return ""
+
+
+def _seen(record: DeathRecord) -> list[str]:
+    parts = [record.hint] if record.hint else []
     if record.stray_output:
         parts.append(f'on standard output: "{record.stray_output}"')
+    return parts
+
+
+def _with_output(record: DeathRecord) -> str:
+    """The death in one sentence, followed by the worker's own last words."""
+    parts = [record.text, *_seen(record)]
     if record.last_output:
         parts.append("last output: " + " | ".join(record.last_output[-8:]))
     return "; ".join(parts)
