@@ -103,13 +103,17 @@ _WSGI_GOALS = (
 _DJANGO_GOALS = (Goal(Quantity.RATE, 1.4, GUNICORN),)
 
 
+def _many(connections: int) -> str:
+    return "1 connection" if connections == 1 else f"{connections} connections"
+
+
 def _cells() -> list[Cell]:
     cells = []
     for connections in (1, 16, 64, 256):
         busy = connections in (16, 64)
         cells.append(
             Cell(
-                f"constant PHP worker, {connections} connections",
+                f"constant PHP worker, {_many(connections)}",
                 "php",
                 connections,
                 "plain",
@@ -119,7 +123,7 @@ def _cells() -> list[Cell]:
         )
     cells += [
         Cell(
-            f"PSR-7 worker, {connections} connections",
+            f"PSR-7 worker, {_many(connections)}",
             "php psr",
             connections,
             "plain",
@@ -165,11 +169,9 @@ def _cells() -> list[Cell]:
         Cell("HTTP/2 over TLS, constant PHP worker, 16 connections of 8 streams", "php h2", 16, "h2"),
     ]
     for connections in (1, 64):
-        cells.append(Cell(f"WSGI hello, {connections} connections", "wsgi", connections, goals=_WSGI_GOALS))
-        cells.append(Cell(f"ASGI hello, {connections} connections", "asgi", connections))
-        cells.append(
-            Cell(f"Django view, {connections} connections", "django", connections, goals=_DJANGO_GOALS)
-        )
+        cells.append(Cell(f"WSGI hello, {_many(connections)}", "wsgi", connections, goals=_WSGI_GOALS))
+        cells.append(Cell(f"ASGI hello, {_many(connections)}", "asgi", connections))
+        cells.append(Cell(f"Django view, {_many(connections)}", "django", connections, goals=_DJANGO_GOALS))
     return cells
 
 
@@ -228,6 +230,8 @@ def run_client(command: Sequence[str]) -> Load:
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         if command[0] == "h2load":
+            if "Application protocol: h2" not in ran.stdout and "Application protocol:" in ran.stdout:
+                raise ServerFailed("HTTP/2 is not available yet: the server has chosen HTTP/1.1")
             return parse_h2load(ran.stdout, log.read_text())
         return parse_wrk(ran.stdout)
     except (ValueError, OSError) as error:

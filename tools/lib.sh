@@ -147,7 +147,7 @@ ensure_venv() {
             die "$python could not make $VENV"
         }
     fi
-    say "Installing Trailboss${extras:+ with what its tests and checks need} into $VENV (a minute or two, once)"
+    say "Installing Trailboss${extras:+ with its extras $extras} into $VENV (a minute or two, once)"
     if ! (cd -- "$PROJECT" && "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input -q -e ".${extras:+[$extras]}") >"$log" 2>&1 </dev/null; then
         tail -n 40 "$log" >&2
         rm -f "$log"

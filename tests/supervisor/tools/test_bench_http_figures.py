@@ -158,9 +158,18 @@ def test_the_table_shows_every_server_the_goals_and_the_noise(figures: ModuleTyp
     }
     lines = figures.render(cell, samples).splitlines()
     assert lines[0] == "constant PHP worker, 64 connections"
-    assert lines[
-        2
-    ].split() == ["Trailboss", "20,000", "1.00", "4.00", "30.0", "µs", "10.0", "µs", "50+40", "0"]
+    assert lines[2].split() == [
+        "Trailboss",
+        "20,000",
+        "1.00",
+        "4.00",
+        "30.0",
+        "µs",
+        "10.0",
+        "µs",
+        "50+40",
+        "0",
+    ]
     assert lines[3].split()[-1] == "7"
     assert "goal ≥ 1.3x: met" in lines[4]
     assert "0.8 cores" in lines[5]
