@@ -33,6 +33,7 @@ __all__ = [
     "PIPELINE_DRIVERS",
     "UNAVAILABLE_KEYS",
     "UNAVAILABLE_SECTIONS",
+    "CollectorConfig",
     "Command",
     "Config",
     "ConfigSource",
@@ -42,6 +43,7 @@ __all__ = [
     "Environment",
     "FileLoggerConfig",
     "HeadersConfig",
+    "Http2Config",
     "HttpConfig",
     "HttpLimitsConfig",
     "HttpSslConfig",
@@ -52,6 +54,7 @@ __all__ = [
     "LogsConfig",
     "Megabytes",
     "MemoryPipelineConfig",
+    "MetricsConfig",
     "OnInitConfig",
     "OtelConfig",
     "OtelResource",
@@ -523,6 +526,19 @@ class HttpSslConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Http2Config:
+    """`http.http2`: HTTP/2 beside HTTP/1, on the same addresses."""
+
+    enabled: bool = key(True, "Offer HTTP/2 to clients of http.ssl; they choose by ALPN.")
+    h2c: bool = key(
+        False, "Take HTTP/2 without TLS on http.address from clients that begin with it (prior knowledge)."
+    )
+    max_concurrent_streams: int = key(
+        128, "Requests of one connection at the same time; more are refused.", minimum=1, maximum=1000
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class HttpConfig:
     """`http`: the web server and the workers behind it."""
 
@@ -532,6 +548,7 @@ class HttpConfig:
         check=check_http_address,
     )
     ssl: HttpSslConfig | None = key(None, "HTTPS.")
+    http2: Http2Config = key(Http2Config, "HTTP/2.")
     internal_error_code: int = key(
         500,
         "Status where the worker failed. Another value than 500 also replaces 502, 503 and 504.",
@@ -577,6 +594,50 @@ class StatusConfig:
         503, "HTTP status of the answer `not ready`.", minimum=100, maximum=599
     )
     check_timeout: SecondsOrDuration = key(60.0, "Longest wait for a request on the status port.", minimum=1)
+    page: bool = key(True, "Show the status page at `/`.")
+    hosts: tuple[str, ...] = key(
+        (),
+        "Names by which the page may be asked for, besides addresses, localhost and this machine's own name; `*`: any.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorConfig:
+    """`metrics.collect.<name>`: a metric that applications keep through RPC."""
+
+    type: Literal["counter", "gauge", "histogram", "summary"] = key(..., "What kind of metric it is.")
+    namespace: str = key("", "First part of the name in a scrape.")
+    subsystem: str = key("", "Second part of the name in a scrape.")
+    help: str = key("", "One sentence for people.")
+    labels: tuple[str, ...] = key((), "Names of the labels; every call gives a value for each.")
+    buckets: tuple[float, ...] = key(
+        (),
+        "Upper bounds of a histogram, the smallest first.",
+        default_text="0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10",
+    )
+    objectives: Mapping[str, float] = key(
+        dict, "Quantiles of a summary with the error allowed, for example 0.99: 0.001."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """`metrics`: a port for Prometheus, and metrics of the applications."""
+
+    address: str = key("127.0.0.1:2112", "host:port of the metrics server.", check=check_address)
+    collect: Mapping[str, CollectorConfig] = key(dict, "Metrics of the applications, by name.")
+    max_series: int = key(
+        1000,
+        "Combinations of label values of one collector; a call that would make one more is refused.",
+        minimum=1,
+        maximum=100_000,
+    )
+    max_samples: int = key(
+        20_000,
+        "Lines of a scrape that all metrics of the applications may take together.",
+        minimum=1,
+        maximum=1_000_000,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -738,6 +799,7 @@ class Config:
     http: HttpConfig | None = key(None, "The web server and its workers.")
     jobs: JobsConfig | None = key(None, "Queues and their workers.")
     status: StatusConfig | None = key(None, "Health and readiness over HTTP.")
+    metrics: MetricsConfig | None = key(None, "Metrics for Prometheus.")
     logs: LogsConfig = key(LogsConfig, "Logging.")
     otel: OtelConfig | None = key(None, "Traces.")
     endure: EndureConfig = key(EndureConfig, "The stop budget, under RoadRunner's name.")
@@ -820,7 +882,6 @@ UNAVAILABLE_KEYS: Final[Mapping[type, Mapping[str, tuple[str, str]]]] = {
         ),
     },
     HttpConfig: {
-        "http2": ("HTTP/2 is not available yet in this version of Trailboss", "remove the key"),
         "http3": ("HTTP/3 is not available yet in this version of Trailboss", "remove the key"),
         "fcgi": (
             "FastCGI is not available yet in this version of Trailboss",

@@ -63,6 +63,8 @@ READ_AHEAD_BYTES: Final = 64 * 1024
 FILE_BYTES_PER_TURN: Final = 1 << 20
 #: Requests of a pipeline answered before others get their turn.
 REQUESTS_PER_TURN: Final = 32
+#: How HTTP/2 begins where nothing was negotiated (RFC 9113, 3.4); no method of HTTP/1 is called PRI.
+HTTP2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: close() then resets the connection, so that an answer that ends with it does not look complete.
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -334,6 +336,7 @@ class Connection:
         "_decoder",
         "_ended",
         "_fd",
+        "_fresh",
         "_incoming",
         "_left",
         "_out",
@@ -382,6 +385,8 @@ class Connection:
         self._queued = 0  # bytes in the kernel when the stall was looked at last
         self._paused = False
         self._ended = False
+        #: May still turn out to be HTTP/2; with `_waiting` it means that nothing has been asked yet.
+        self._fresh = front.http2.h2c and self._tls is None
         self._closing = False
         self._working = False
         self._deadline: _Deadline | None = None
@@ -474,6 +479,7 @@ class Connection:
             self._waiting = Waiting.HEAD
             self._since = self._reactor.now
             self._checked = 0
+            self._fresh = False
         # One empty line before a request is ignored (RFC 9112, 2.2). It counts as a begun head.
         start = 2 if buffer.startswith(b"\r\n") else 0
         end = buffer.find(b"\r\n\r\n", max(start, self._checked - 3))
@@ -485,8 +491,9 @@ class Connection:
             try:
                 check_incomplete_head(buffer, start, max(start, self._checked), self.front.limits)
             except Refusal as refusal:
-                self._refuse(refusal.status, refusal.reason)
-                return None
+                if not self._may_be_http2(buffer, refusal):
+                    self._refuse(refusal.status, refusal.reason)
+                    return None
             self._checked = len(buffer)
         self._arm(self._since + self.front.limits.head_timeout_seconds)
         return None
@@ -498,12 +505,39 @@ class Connection:
             if len(head) > self.front.limits.head_bytes:
                 raise Refusal(431, "the head is too long")
         except Refusal as refusal:
-            self._refuse(refusal.status, refusal.reason)
+            if self._may_be_http2(head, refusal):
+                self._hand_over(head)
+            else:
+                self._refuse(refusal.status, refusal.reason)
             return
         if parser.length:
             self._begin_body(request, parser.length)
         else:
             self._handle(request)
+
+    def _may_be_http2(self, head: bytes | bytearray, refusal: Refusal) -> bool:
+        """Whether what was refused for its version is the preface of HTTP/2, as far as it goes."""
+        return (
+            refusal.status == 505
+            and self._fresh
+            and self._waiting is Waiting.HEAD
+            and HTTP2_PREFACE.startswith(head)
+        )
+
+    def _hand_over(self, head: bytes) -> None:
+        """Leave socket and client to an HTTP/2 connection; this object is done."""
+        from trailboss.plugins.http.h2 import H2Connection
+
+        received = head + bytes(self._buffer)
+        self._buffer.clear()
+        self.closed = True
+        self._reactor.unregister(self._fd)
+        if self._deadline is not None:
+            self._deadline.connection = None
+            self._deadline = None
+        self.front.connections.discard(self)
+        local, addr, port = self._parser.ends
+        H2Connection(self.front, self._sock, local, addr, port, received=received)
 
     def _handle(self, request: Request) -> None:
         front = self.front

@@ -120,6 +120,11 @@ class HeadParser:
         self.keep_alive = True
         self.expects_continue = False
 
+    @property
+    def ends(self) -> tuple[str, str, int]:
+        """The listener's own address, and host and port of the client."""
+        return self._local, self._remote_addr, self._remote_port
+
     def parse(self, head: bytes, now: float) -> Request:
         """Return the request of a complete head, its empty line included. Raises Refusal."""
         line = _REQUEST_LINE.match(head)

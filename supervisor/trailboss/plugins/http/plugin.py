@@ -151,6 +151,8 @@ class HttpPlugin(Plugin):
             reactor, Limits.of(limits, config.max_request_size), spool, handler, answers
         )
         front.refusals = refusals
+        front.http2.h2c = config.http2.h2c
+        front.http2.max_concurrent_streams = config.http2.max_concurrent_streams
         services.provide(HttpInspector, self)  # type: ignore[type-abstract] # the key of a service may be a Protocol
         try:
             await trio.to_thread.run_sync(sweep, exchange.upload_rules.folder.parent, self._owner)
@@ -183,7 +185,7 @@ class HttpPlugin(Plugin):
 
     def _protocols(self) -> tuple[str, ...]:
         """What clients may agree upon over TLS, the preferred one first."""
-        return ("http/1.1",)
+        return ("h2", "http/1.1") if self._config.http2.enabled else ("http/1.1",)
 
     async def _until(self, stopping: trio.Event) -> None:
         """Wait for the stop; meanwhile look for changed certificates."""
@@ -221,9 +223,11 @@ class HttpPlugin(Plugin):
         front.reactor.touch()
         secure = [item.address for key, item in bound if key == "http.ssl.address"]
         if self._certificates is not None:
+            from trailboss.plugins.http.h2 import H2Connection
             from trailboss.plugins.http.handshake import TlsEntrance
 
-            entrance = TlsEntrance(front, self._certificates)
+            # Offered only where it is enabled; so it is agreed on only then.
+            entrance = TlsEntrance(front, self._certificates, {"h2": H2Connection})
         if ssl is not None and ssl.redirect:
             front.handler = redirect_plain(front.handler, _port(secure[0]))
         self._listeners = [

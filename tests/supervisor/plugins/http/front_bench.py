@@ -111,6 +111,7 @@ class Bench:
         self.spool = Spool(spool.get("per_body", 1 << 20), spool.get("total", 64 << 20))
         self.front = Front(self.reactor, limits or Limits(), self.spool, handler or self.echo, answers)
         self._clients: list[socket.socket] = []
+        self.closed = False
 
     def connect(self) -> Client:
         """Return a new client."""
@@ -119,6 +120,10 @@ class Bench:
         theirs.setblocking(False)
         self._clients.append(theirs)
         return Client(self, theirs, Connection(self.front, ours, "local:80", "192.0.2.1", 4711))
+
+    def keep(self, sock: socket.socket) -> None:
+        """Close this client's socket in the end."""
+        self._clients.append(sock)
 
     def settle(self) -> None:
         """Let the front work until it has nothing to do."""
@@ -136,7 +141,10 @@ class Bench:
         self.settle()
 
     def close(self) -> None:
-        """Close everything."""
+        """Close everything; may be called again."""
+        if self.closed:
+            return
+        self.closed = True
         self.front.close_all()
         self.settle()
         for sock in self._clients:
