@@ -5,7 +5,7 @@ asked for a certificate has every one it shows verified: Python's ssl has no way
 `request_client_cert` is `verify_client_cert_if_given` here, and `require_any_client_cert` is
 `require_and_verify_client_cert`.
 
-Certificates notices changed files: `look` is called every few seconds, away from the data plane, and reads them once they
+Certificates notices changed files: `look` is called every second, away from the data plane, and reads them once they
 have been still from one look to the next, so that a pair that is being written is not read half. Whatever is wrong with
 a new pair, the old one stays, and that is logged once.
 """
@@ -29,7 +29,7 @@ __all__ = ["CertificateError", "Certificates", "Note", "judge_files", "load_cont
 log = logger("http")
 
 #: Time between two looks at the files.
-LOOK_SECONDS: Final = 2.0
+LOOK_SECONDS: Final = 1.0
 #: A certificate that ends sooner than this is worth a warning.
 EXPIRY_NOTICE_SECONDS: Final = 7 * 86400
 CIPHERS_TLS_1_2: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"

@@ -279,6 +279,7 @@ class HttpPlugin(Plugin):
             "requests": counters.requests,
             "refused": counters.refusals,
             "timeouts": counters.timeouts,
+            **self._tls_detail(counters.handshakes_failed),
             "body_memory_bytes": front.spool.memory_bytes,
             "body_files": front.spool.files,
             "answer_memory_bytes": front.answers.memory_bytes,
@@ -306,6 +307,11 @@ class HttpPlugin(Plugin):
     def http_refusals(self, last: int) -> dict[str, object]:
         """The last requests that the server answered itself; for `trailboss.Refusals`."""
         return {} if self._front is None else self._front.refusals.report(last)
+
+    def _tls_detail(self, handshakes_failed: int) -> Mapping[str, object]:
+        if self._certificates is None:
+            return {}
+        return {"handshakes_failed": handshakes_failed, "certificate_reloads": self._certificates.reloads}
 
     @property
     def addresses(self) -> tuple[str, ...]:
