@@ -15,6 +15,7 @@ from trailboss.container.contract import Plugin, Services
 from trailboss.container.entry_points import load_plugins
 from trailboss.container.startup import Container
 from trailboss.container.state import ServerState
+from trailboss.metrics import MetricSources
 from trailboss.plugins.app.plugin import AppPlugin
 from trailboss.plugins.core.plugin import CorePlugin
 from trailboss.plugins.http.activation import PassedSockets
@@ -22,6 +23,7 @@ from trailboss.plugins.informer.plugin import InformerPlugin
 from trailboss.plugins.jobs.plugin import JobsPlugin
 from trailboss.plugins.logs import LogsPlugin, LogSystem
 from trailboss.plugins.logs.render import LEVELS
+from trailboss.plugins.metrics import MetricsPlugin
 from trailboss.plugins.otel import OtelPlugin
 from trailboss.plugins.resetter.plugin import ResetterPlugin
 from trailboss.plugins.server.plugin import ServerPlugin
@@ -57,6 +59,7 @@ class _Shared:
     deaths: Deaths
     pools: PoolSet
     telemetry: Telemetry
+    metrics: MetricSources
 
     def services(self) -> Services:
         services = Services()
@@ -65,6 +68,7 @@ class _Shared:
         services.provide(Deaths, self.deaths)
         services.provide(PoolSet, self.pools)
         services.provide(Telemetry, self.telemetry)
+        services.provide(MetricSources, self.metrics)
         return services
 
 
@@ -81,7 +85,7 @@ def assemble(
     Raises PluginFailed for a third-party plugin that cannot be loaded, ValueError or GraphError for plugins that cannot
     live together.
     """
-    shared = _Shared(Reactor(), Callers(), Deaths(), PoolSet(), Telemetry())
+    shared = _Shared(Reactor(), Callers(), Deaths(), PoolSet(), Telemetry(), MetricSources())
     rpc: RpcPlugin | None = None
 
     def rpc_address() -> str:
@@ -131,6 +135,7 @@ def _plugins(
         InformerPlugin(),
         ResetterPlugin(),
         StatusPlugin(config.status),
+        MetricsPlugin(config.metrics) if config.metrics is not None or config.status is not None else None,
         AppPlugin(),
         CorePlugin(config.source.merged),
         server,

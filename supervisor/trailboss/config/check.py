@@ -44,6 +44,7 @@ def check(config: Config) -> list[Problem]:
         *_http(config),
         *_jobs(config),
         *_status(config),
+        *_metrics(config),
         *_logs(config),
     ]
 
@@ -149,6 +150,11 @@ def _jobs(config: Config) -> Iterator[Problem]:
 def _status(config: Config) -> Iterator[Problem]:
     if config.status is not None:
         yield from _listener(config, "status.address", config.status.address)
+
+
+def _metrics(config: Config) -> Iterator[Problem]:
+    if config.metrics is not None:
+        yield from _listener(config, "metrics.address", config.metrics.address)
 
 
 def _command(config: Config, name: str, command: Command, python: str) -> Iterator[Problem]:

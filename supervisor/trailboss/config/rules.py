@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trailboss.config.problems import Problem
-from trailboss.config.schema import Config, HttpSslConfig, JobsConfig, PoolConfig
+from trailboss.config.schema import Config, HttpSslConfig, JobsConfig, MetricsConfig, PoolConfig
 from trailboss.config.values import is_loopback, parse_address, parse_http_address
 
 __all__ = ["contradictions", "pools"]
@@ -30,6 +30,8 @@ def contradictions(config: Config) -> list[Problem]:
         problems.extend(_quorum(config, name, pool))
     if config.jobs is not None:
         problems.extend(_consumed(config, config.jobs))
+    if config.metrics is not None:
+        problems.extend(_collectors(config, config.metrics))
     return problems
 
 
@@ -108,6 +110,37 @@ def _commands(config: Config) -> Iterator[Problem]:
         )
     elif config.server is not None and not any(True for _ in pools(config)):
         yield config.source.problem("server.command", "the key is required", example)
+
+
+def _collectors(config: Config, metrics: MetricsConfig) -> Iterator[Problem]:
+    if not metrics.collect:
+        return
+    from trailboss.metrics import CollectorSpec, collector_problem  # here: most configurations do without
+
+    for name, collector in metrics.collect.items():
+        place = f"metrics.collect.{name}"
+        try:
+            objectives = {float(share): error for share, error in collector.objectives.items()}
+        except ValueError:
+            yield config.source.problem(
+                f"{place}.objectives",
+                "an objective that is no quantile",
+                "write quantiles, for example 0.99: 0.001",
+            )
+            continue
+        spec = CollectorSpec(
+            name.lower(),
+            collector.type,
+            collector.help,
+            collector.labels,
+            collector.buckets,
+            objectives,
+            collector.namespace,
+            collector.subsystem,
+        )
+        problem = collector_problem(spec)
+        if problem is not None:
+            yield config.source.problem(place, *problem)
 
 
 def _quorum(config: Config, name: str, pool: PoolConfig) -> Iterator[Problem]:

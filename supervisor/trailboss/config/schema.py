@@ -835,7 +835,6 @@ UNAVAILABLE_SECTIONS: Final[Mapping[str, tuple[str, str]]] = {
         name: (f"the {name} plugin is not available in this version of Trailboss", _LATER)
         for name in (
             "kv",
-            "metrics",
             "service",
             "tcp",
             "grpc",

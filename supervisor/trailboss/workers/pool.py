@@ -1001,11 +1001,14 @@ class Pool:
             return _RETIRE_STATUS[worker.retire_cause]
         return _STATUS[worker.phase]
 
-    def memory_by_slot(self) -> list[tuple[int, int, str, int]]:
-        """Slot, pid, RoadRunner's word for the state, and resident bytes of all workers that have a process."""
+    def memory_by_place(self) -> list[tuple[int, int, str, int]]:
+        """Place, pid, RoadRunner's word for the state, and resident bytes of all workers that have a process.
+
+        Places count from 0 again after each reset, slot numbers do not.
+        """
         return [
-            (slot.number, worker.pid, self._status(worker)[1], resident_bytes(worker.pid))
-            for slot in self._slots
+            (place, worker.pid, self._status(worker)[1], resident_bytes(worker.pid))
+            for place, slot in enumerate(self._slots)
             if (worker := slot.worker) is not None and worker.pid
         ]
 
