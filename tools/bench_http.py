@@ -1,6 +1,6 @@
 """The web server beside what people use instead: one run, every server in turn, medians of the rounds' ratios.
 
-    tools/bench http [--cells WORD ...] [--peers NAME,...] [--rounds N] [--scale N] [--workers N] [--json FILE] [--list]
+    tools/bench http [--cells WORD ...] [--peers NAME,...] [--rounds N] [--scale N] [--workers N] [--json FILE] [--markdown FILE] [--list]
 
 Each cell asks every server in turn, as many rounds as asked for, and prints requests/s, latencies, processor time a
 request of supervisor and workers, memory, failed requests, and what became of the goals. Peers that are not here are
@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench_http_figures import (
+    MARKDOWN_HEADING,
     NGINX,
     OURS,
     ROADRUNNER,
@@ -38,6 +39,7 @@ from bench_http_figures import (
     Sample,
     Verdict,
     as_json,
+    as_markdown,
     goal_as_json,
     judge,
     parse_h2load,
@@ -518,11 +520,13 @@ def raise_file_limit() -> None:
     )
 
 
-def run(settings: Settings) -> dict[str, object]:
-    """Print every cell that is asked for, then the summary; returns all figures."""
+def run(settings: Settings) -> tuple[dict[str, object], str]:
+    """Print every cell that is asked for, then the summary; returns all figures, and the table in Markdown."""
     verdicts: dict[str, Sequence[Verdict]] = {}
     errors: dict[str, int] = {}
     taken: list[object] = []
+    rows = [MARKDOWN_HEADING]
+    special_rows: list[str] = []
     cells = [cell for cell in CELLS if settings.wants(cell.name)]
     for kind in dict.fromkeys(cell.kind for cell in cells):
         if kind == "php h2" and shutil.which("h2load") is None:
@@ -536,6 +540,7 @@ def run(settings: Settings) -> dict[str, object]:
                     verdicts[cell.name] = judge(cell, samples)
                     errors[cell.name] = sum(sample.load.errors for sample in samples[OURS])
                     taken.append(as_json(cell, samples))
+                    rows.append(as_markdown(cell, samples))
         except ServerFailed as error:
             if "not available yet" in str(error):
                 print(f"({kind}: not available yet in this version)\n", flush=True)
@@ -554,9 +559,11 @@ def run(settings: Settings) -> dict[str, object]:
             verdicts[name] = result.verdicts
             errors[name] = result.errors
             goals = [goal_as_json(verdict) for verdict in result.verdicts]
+            special_rows += ["", *(f"    {line}" for line in result.lines)]
             taken.append({"name": name, "servers": result.figures, "goals": goals})
     print(summary(verdicts, errors))
-    return {"machine": machine(), "cells": taken, "errors": sum(errors.values())}
+    figures: dict[str, object] = {"machine": machine(), "cells": taken, "errors": sum(errors.values())}
+    return figures, "\n".join([*rows, *special_rows]) + "\n"
 
 
 def main() -> None:
@@ -580,6 +587,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="seconds of each measurement (default: 1)")
     parser.add_argument("--workers", type=int, default=4, help="workers of every server (default: 4)")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--markdown", metavar="FILE", help="write a table for documentation there")
     parser.add_argument("--list", action="store_true", help="show the names of the cells")
     options = parser.parse_args()
     if options.list:
@@ -603,7 +611,9 @@ def main() -> None:
     )
     raise_file_limit()
     print(f"{machine()}; {settings.workers} workers, {settings.rounds} rounds of {settings.seconds} s\n")
-    figures = run(settings)
+    figures, table = run(settings)
+    if options.markdown:
+        Path(options.markdown).write_text(table, encoding="utf-8")
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if figures["errors"]:

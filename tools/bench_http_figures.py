@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 
 __all__ = [
+    "MARKDOWN_HEADING",
     "MEASURED",
     "NGINX",
     "OURS",
@@ -29,6 +30,7 @@ __all__ = [
     "Sample",
     "Verdict",
     "as_json",
+    "as_markdown",
     "goal_as_json",
     "judge",
     "median_ratio",
@@ -391,6 +393,46 @@ def as_json(cell: Cell, samples: Samples) -> dict[str, object]:
         },
         "goals": [goal_as_json(verdict) for verdict in judge(cell, samples)],
     }
+
+
+_SHORT = {
+    Quantity.RATE: "",
+    Quantity.P99: "p99 ",
+    Quantity.SUPERVISOR: "CPU ",
+    Quantity.ALL: "CPU ",
+    Quantity.MEMORY: "RSS ",
+}
+MARKDOWN_HEADING = (
+    "| cell | requests/s | p99 ms | CPU µs, supervisor + workers | beside it | goals (missed ones bold) |\n"
+    "|---|---|---|---|---|---|"
+)
+
+
+def as_markdown(cell: Cell, samples: Samples) -> str:
+    """One row of a table for the documentation."""
+    ours = _row(samples[OURS])
+    beside = []
+    for server, taken in samples.items():
+        if server != OURS and taken:
+            row = _row(taken)
+            ratio = median_ratio((s.load.rate for s in samples[OURS]), (s.load.rate for s in taken)) or 0.0
+            beside.append(f"{server}: {ratio:.2f}x, {row.supervisor_us:.0f} + {row.workers_us:.0f} µs")
+    cpu = f"{ours.supervisor_us:.1f} + {ours.workers_us:.1f}"
+    goals = ", ".join(map(_goal_as_markdown, judge(cell, samples)))
+    return f"| {cell.name} | {ours.rate:,.0f} | {ours.p99_ms:.2f} | {cpu} | {'; '.join(beside)} | {goals} |"
+
+
+def _goal_as_markdown(verdict: Verdict) -> str:
+    goal = verdict.goal
+    what = f"{_SHORT.get(goal.quantity, f'{goal.quantity.value} ')}{goal.peer}".strip()
+    if verdict.value is None:
+        return f"{what}: not compared"
+    sign = "≥" if goal.at_least else "≤"
+    if goal.peer:
+        text = f"{what} {'~' if verdict.estimated else ''}{verdict.value:.2f}x ({sign} {goal.bound:g})"
+    else:
+        text = f"{what} {verdict.value:.3g} ({sign} {goal.bound:g})"
+    return text if verdict.met else f"**{text}**"
 
 
 def goal_as_json(verdict: Verdict) -> dict[str, object]:

@@ -194,3 +194,18 @@ def test_the_figures_for_files_are_json(figures: ModuleType) -> None:
     told = json.loads(json.dumps(figures.as_json(cell, {figures.OURS: [sample(figures, 100)]})))
     assert told["servers"]["Trailboss"]["median"]["rate"] == 100
     assert [goal["met"] for goal in told["goals"]] == [False]
+
+
+def test_a_row_in_markdown_marks_what_is_missed(figures: ModuleType) -> None:
+    """The table of the documentation comes from the same figures."""
+    goals = (
+        figures.Goal(figures.Quantity.RATE, 1.3, figures.NGINX),
+        figures.Goal(figures.Quantity.SUPERVISOR, 17),
+        figures.Goal(figures.Quantity.P99, 0.5, "gunicorn"),
+    )
+    cell = figures.Cell("a cell", "php", 64, goals=goals)
+    samples = {figures.OURS: [sample(figures, 200)], figures.NGINX: [sample(figures, 100)]}
+    assert figures.as_markdown(cell, samples) == (
+        "| a cell | 200 | 4.00 | 30.0 + 10.0 | nginx + php-fpm: 2.00x, 30 + 10 µs | "
+        "nginx + php-fpm 2.00x (≥ 1.3), **CPU 30 (≤ 17)**, p99 gunicorn: not compared |"
+    )
