@@ -8,20 +8,11 @@
 #ifndef TRAILBOSS_CHECK_FRAME_H
 #define TRAILBOSS_CHECK_FRAME_H
 
+#include "check.h"
 #include "frame.h"
 
 #include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-
-#define CHECK(condition)                                                                                \
-    do {                                                                                                \
-        if (!(condition)) {                                                                             \
-            (void)fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition);             \
-            abort();                                                                                    \
-        }                                                                                               \
-    } while (0)
 
 struct check_expectation {
     int64_t result; /* what the probe has to return */

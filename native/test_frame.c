@@ -1,40 +1,12 @@
 /*
  * Unit tests of the frame codec. Usage: test_frame FOLDER, a folder of byte strings (native/corpus).
  *
- * Every input is copied so that it ends right before a page that nobody may touch: reading one byte too far is
- * a SIGSEGV even without a sanitizer. Each is checked whole, at every length, and with junk behind it.
+ * Each is checked whole, at every length, and with junk behind it; see guarded.h.
  */
 #define _GNU_SOURCE /* MAP_ANONYMOUS */
 
 #include "check_frame.h"
-
-#include <dirent.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#define INPUT_SIZE_MAX ((size_t)16 * 1024)
-
-static uint8_t *guard_page; /* the first byte that must not be touched */
-
-static void open_guarded_area(void)
-{
-    const size_t page_size = (size_t)sysconf(_SC_PAGESIZE);
-    uint8_t *area =
-        mmap(NULL, INPUT_SIZE_MAX + page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-    CHECK(area != MAP_FAILED);
-    CHECK(INPUT_SIZE_MAX % page_size == 0);
-    guard_page = area + INPUT_SIZE_MAX;
-    CHECK(mprotect(guard_page, page_size, PROT_NONE) == 0);
-}
-
-/* A copy of the bytes that ends at the guard page. */
-static const uint8_t *guarded(const void *data, size_t size)
-{
-    CHECK(size <= INPUT_SIZE_MAX);
-    memmove(guard_page - size, data, size);
-    return guard_page - size;
-}
+#include "guarded.h"
 
 static size_t encode(uint8_t *frame, uint8_t flags, const uint32_t *options, size_t option_count,
                      const char *payload)
@@ -168,33 +140,6 @@ static void test_bytes(const uint8_t *bytes, size_t size)
     check_bytes(guarded(with_junk, size + sizeof junk - 1), size + sizeof junk - 1);
 }
 
-static unsigned int test_folder(const char *path)
-{
-    uint8_t bytes[INPUT_SIZE_MAX];
-    unsigned int count = 0;
-    DIR *folder = opendir(path);
-
-    CHECK(folder != NULL);
-    for (struct dirent *entry = readdir(folder); entry != NULL; entry = readdir(folder)) {
-        char name[4096];
-        FILE *file = NULL;
-        size_t size = 0;
-
-        if (entry->d_name[0] == '.') {
-            continue;
-        }
-        CHECK(snprintf(name, sizeof name, "%s/%s", path, entry->d_name) < (int)sizeof name);
-        file = fopen(name, "rb");
-        CHECK(file != NULL);
-        size = fread(bytes, 1, sizeof bytes / 2, file);
-        CHECK(fclose(file) == 0);
-        test_bytes(bytes, size);
-        count += 1;
-    }
-    CHECK(closedir(folder) == 0);
-    return count;
-}
-
 int main(int argument_count, char **arguments)
 {
     unsigned int count = 0;
@@ -206,7 +151,7 @@ int main(int argument_count, char **arguments)
     test_largest_frame();
     test_encoder_refuses();
     test_offsets();
-    count = test_folder(arguments[1]);
+    count = test_folder(arguments[1], test_bytes);
     CHECK(count > 100);
     (void)printf("frame codec: %u byte strings checked\n", count);
     return 0;

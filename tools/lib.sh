@@ -102,8 +102,9 @@ source_hash() {
 venv_is_current() {
     local stamp
     [ -x "$VENV/bin/python" ] && compgen -G "$PROJECT/worker_protocol/trailboss_worker/_frame*.so" >/dev/null || return 1
-    for stamp in all "${1:+all}"; do
-        if [ "$(cat "$VENV/.trailboss-$stamp" 2>/dev/null)" = "$2" ]; then return 0; fi
+    for stamp in "$VENV/.trailboss-"*; do
+        [ -z "$1" ] || [ "$stamp" = "$VENV/.trailboss-$1" ] || continue # without extras any installation will do
+        if [ "$(cat "$stamp" 2>/dev/null)" = "$2" ]; then return 0; fi
     done
     return 1
 }
@@ -146,7 +147,7 @@ ensure_venv() {
             die "$python could not make $VENV"
         }
     fi
-    say "Installing Trailboss${extras:+ with what its tests and checks need} into $VENV (a minute or two, once)"
+    say "Installing Trailboss${extras:+ with its extras $extras} into $VENV (a minute or two, once)"
     if ! (cd -- "$PROJECT" && "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input -q -e ".${extras:+[$extras]}") >"$log" 2>&1 </dev/null; then
         tail -n 40 "$log" >&2
         rm -f "$log"
@@ -156,6 +157,6 @@ ensure_venv() {
     if ! "$VENV/bin/python" -c 'import trailboss_worker._frame' 2>/dev/null; then
         say "The C frame codec could not be built; the slower plain-Python one is used."
     fi
-    printf '%s' "$hash" >"$VENV/.trailboss-${extras:+all}"
+    printf '%s' "$hash" >"$VENV/.trailboss-$extras"
     exec {lock}>&-
 }

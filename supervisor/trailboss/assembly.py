@@ -15,12 +15,15 @@ from trailboss.container.contract import Plugin, Services
 from trailboss.container.entry_points import load_plugins
 from trailboss.container.startup import Container
 from trailboss.container.state import ServerState
+from trailboss.metrics import MetricSources
 from trailboss.plugins.app.plugin import AppPlugin
 from trailboss.plugins.core.plugin import CorePlugin
+from trailboss.plugins.http.activation import PassedSockets
 from trailboss.plugins.informer.plugin import InformerPlugin
 from trailboss.plugins.jobs.plugin import JobsPlugin
 from trailboss.plugins.logs import LogsPlugin, LogSystem
 from trailboss.plugins.logs.render import LEVELS
+from trailboss.plugins.metrics import MetricsPlugin
 from trailboss.plugins.otel import OtelPlugin
 from trailboss.plugins.resetter.plugin import ResetterPlugin
 from trailboss.plugins.server.plugin import ServerPlugin
@@ -56,6 +59,7 @@ class _Shared:
     deaths: Deaths
     pools: PoolSet
     telemetry: Telemetry
+    metrics: MetricSources
 
     def services(self) -> Services:
         services = Services()
@@ -64,23 +68,31 @@ class _Shared:
         services.provide(Deaths, self.deaths)
         services.provide(PoolSet, self.pools)
         services.provide(Telemetry, self.telemetry)
+        services.provide(MetricSources, self.metrics)
         return services
 
 
-def assemble(config: Config, logs: LogSystem, environ: Mapping[str, str]) -> Assembly:
+def assemble(
+    config: Config,
+    logs: LogSystem,
+    environ: Mapping[str, str],
+    passed_sockets: PassedSockets | None = None,
+) -> Assembly:
     """Build every plugin that `config` asks for and the container around them.
+
+    `passed_sockets`: listening sockets that systemd has opened for us.
 
     Raises PluginFailed for a third-party plugin that cannot be loaded, ValueError or GraphError for plugins that cannot
     live together.
     """
-    shared = _Shared(Reactor(), Callers(), Deaths(), PoolSet(), Telemetry())
+    shared = _Shared(Reactor(), Callers(), Deaths(), PoolSet(), Telemetry(), MetricSources())
     rpc: RpcPlugin | None = None
 
     def rpc_address() -> str:
         return rpc.exported_address() if rpc is not None else ""
 
     server = _server(config, shared, rpc_address)
-    plugins = _plugins(config, logs, environ, server)
+    plugins = _plugins(config, logs, environ, server, passed_sockets)
     if config.rpc.enabled:
         rpc = RpcPlugin(config.rpc, Registry.of_plugins(plugins), _worker_uids(config), environ=environ)
 
@@ -109,7 +121,11 @@ def assemble(config: Config, logs: LogSystem, environ: Mapping[str, str]) -> Ass
 
 
 def _plugins(
-    config: Config, logs: LogSystem, environ: Mapping[str, str], server: ServerPlugin | None
+    config: Config,
+    logs: LogSystem,
+    environ: Mapping[str, str],
+    server: ServerPlugin | None,
+    passed_sockets: PassedSockets | None,
 ) -> list[Plugin]:
     """Return every plugin but rpc; the order decides nothing, the container works it out."""
     wanted: list[Plugin | None] = [
@@ -119,17 +135,18 @@ def _plugins(
         InformerPlugin(),
         ResetterPlugin(),
         StatusPlugin(config.status),
+        MetricsPlugin(config.metrics) if config.metrics is not None or config.status is not None else None,
         AppPlugin(),
         CorePlugin(config.source.merged),
         server,
         JobsPlugin(config.jobs) if config.jobs is not None else None,
-        _http(config, logs),
+        _http(config, logs, passed_sockets),
         *load_plugins(config),
     ]
     return [plugin for plugin in wanted if plugin is not None]
 
 
-def _http(config: Config, logs: LogSystem) -> Plugin | None:
+def _http(config: Config, logs: LogSystem, passed_sockets: PassedSockets | None) -> Plugin | None:
     """Return the web server, or None; it is imported only where it is wanted, since it is the largest of the plugins."""
     http = config.http
     if http is None:
@@ -153,6 +170,7 @@ def _http(config: Config, logs: LogSystem) -> Plugin | None:
         section=config.extension,
         logs_info=lambda: channel.level <= LEVELS["info"] and bool(channel.outputs),
         access_lines=partial(logs.log_encoded, "info", "http"),
+        passed_sockets=passed_sockets,
     )
 
 

@@ -27,6 +27,7 @@ from trailboss.config.schema import Config
 from trailboss.container.contract import PluginFailed
 from trailboss.container.startup import StartFailed
 from trailboss.log import logger
+from trailboss.plugins.http.activation import take_passed_sockets
 from trailboss.plugins.logs import LogSystem, LogTargetError, install
 
 __all__ = ["StartError", "run"]
@@ -52,6 +53,8 @@ def run(config: Config, *, banner: str = "", debug: bool = False) -> int:
     `banner` is written to standard output when the server is ready. The working directory and the environment are those
     of the configuration already.
     """
+    # Before anything is started that could inherit them.
+    passed_sockets = take_passed_sockets(os.environ)
     try:
         logs = install(dataclasses.replace(config.logs, level="debug") if debug else config.logs)
     except LogTargetError as error:
@@ -59,7 +62,7 @@ def run(config: Config, *, banner: str = "", debug: bool = False) -> int:
     for note in config.notes:
         log.warning("configuration note", note=str(note))
     try:
-        assembly = assemble(config, logs, os.environ)
+        assembly = assemble(config, logs, os.environ, passed_sockets)
     except (PluginFailed, ValueError) as error:  # plugins that cannot be loaded, or not live together
         raise StartError(str(error)) from error
     _calm_collector()
@@ -109,8 +112,14 @@ async def _live(assembly: Assembly, logs: LogSystem, banner: str) -> int:
         nursery.cancel_scope.cancel(reason="the server has stopped")
     assembly.reactor.close()
     if failure is not None:
-        raise StartError(str(failure)) from failure
+        raise StartError(_with_details(failure, logs)) from failure
     return 1 if hurry.is_set() else 0
+
+
+def _with_details(failure: Exception, logs: LogSystem) -> str:
+    """The failure for people: with the worker's own words, unless the log has shown them on the same terminal."""
+    text, details = str(failure), getattr(failure, "details", "")
+    return text if details in text or logs.is_seen("info", "server") else f"{text}\n{details}"
 
 
 class _SayReady:

@@ -191,7 +191,7 @@ jobs:
 amqp: {addr: "amqp://guest:guest@127.0.0.1:5672"}
 kv:
   cache: {driver: redis, config: {addrs: ["127.0.0.1:6379"]}}
-metrics: {address: 127.0.0.1:2112}
+boltdb: {permissions: 0777}
 service:
   cron: {command: "php cron.php", process_num: 1}
 grpc: {listen: "tcp://127.0.0.1:9001"}
@@ -211,7 +211,7 @@ def test_one_line_for_each_section_that_is_not_there(tmp_path: Path, command: st
     for number, section in [
         (13, "amqp"),
         (14, "kv"),
-        (16, "metrics"),
+        (16, "boltdb"),
         (17, "service"),
         (19, "grpc"),
         (20, "temporal"),

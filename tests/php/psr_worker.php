@@ -191,7 +191,7 @@ function server_request(HttpRequest $told, bool $hasNyholm): object
     return $request;
 }
 
-$worker = HttpWorker::create();
+$worker ??= HttpWorker::create(); // php-fpm brings its own, with one request (tools/bench http)
 while (($told = $worker->waitRequest()) !== null) {
     $request = server_request($told, $hasNyholm);
     $headers = ['Content-Type' => 'text/plain; charset=utf-8'];

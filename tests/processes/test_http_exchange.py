@@ -28,6 +28,7 @@ from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.limits import Limits
 from trailboss.plugins.http.listen import Listener, bind
 from trailboss.plugins.http.spool import Spool
+from trailboss.plugins.http.unsent import AnswerAccount
 from trailboss.workers.pool import Pool, PoolSpec
 
 from .workers.stage import PATIENCE, PHP_PROGRAMS, Stage, open_stage, until
@@ -164,6 +165,7 @@ async def open_site(
     workers: int = 1,
     limits: dict[str, float] | None = None,
     pool_keys: dict[str, object] | None = None,
+    answers: AnswerAccount | None = None,
     **keys: object,
 ) -> AsyncIterator[Site]:
     """Serve with PHP workers on a free port."""
@@ -190,7 +192,7 @@ async def open_site(
         await stage.nursery.start(pool.run)
     exchange = Exchange(pool, config, stage.reactor)
     spool = Spool(MIB, 64 * MIB)
-    front = Front(stage.reactor, Limits.of(config.limits, config.max_request_size), spool, exchange)
+    front = Front(stage.reactor, Limits.of(config.limits, config.max_request_size), spool, exchange, answers)
     bound = bind("127.0.0.1:0")
     port = bound.sock.getsockname()[1]
     listener = Listener(bound, front)
@@ -202,6 +204,7 @@ async def open_site(
         front.close_all()
     assert spool.files == 0
     assert spool.memory_bytes == 0
+    assert (front.answers.memory_bytes, front.answers.file_bytes, front.answers.files) == (0, 0, 0)
 
 
 DIALECTS = pytest.mark.parametrize(
@@ -258,7 +261,7 @@ async def test_forms_and_files(stage: Stage, tmp_path: Path, worker: str, codec:
             0,
         )
         assert base64.b64decode(upload["content"]) == b"content" * 1000
-        assert Path(upload["tmpName"]).parent == site.uploads
+        assert Path(upload["tmpName"]).parent.parent == site.uploads
 
 
 def multipart(content: bytes) -> tuple[dict[str, str], bytes]:
@@ -345,11 +348,25 @@ async def test_client_leaves_a_stream(
         assert any(record["event"] == "stream stopped" for record in records)
 
 
-async def test_back_pressure(stage: Stage, tmp_path: Path) -> None:
-    """A client that does not read stops its worker; when it reads, it gets everything."""
+async def test_slow_reader_does_not_hold_its_worker(stage: Stage, tmp_path: Path) -> None:
+    """20 MB for a client that does not read: the only worker serves others meanwhile, and later everything arrives."""
     async with open_site(stage, tmp_path) as site, site.client() as client:
         await client.send("/stream?n=200&size=100000")
+        assert (await site.ask("/")).body == b"hello"
+        assert site.pool.in_flight == 0
+        assert site.front.answers.file_bytes > 5_000_000
+        reply = await client.reply()
+        assert len(reply.body) == 200 * 100_000
+        assert not reply.cut
+
+
+async def test_back_pressure(stage: Stage, tmp_path: Path) -> None:
+    """A client that does not read stops a worker that has filled its file; when it reads, it gets everything."""
+    account = AnswerAccount(MIB, 4 * MIB, 2 * MIB, 4 * MIB)
+    async with open_site(stage, tmp_path, answers=account) as site, site.client() as client:
+        await client.send("/stream?n=200&size=100000")
         await until(lambda: any(is_paused(site)), 10, "a paused worker")
+        assert account.file_bytes <= 2 * MIB
         reply = await client.reply()
         assert len(reply.body) == 200 * 100_000
         assert not reply.cut

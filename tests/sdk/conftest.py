@@ -37,7 +37,12 @@ class ServedWorker:
     """One worker process and the server's end of its relay."""
 
     def __init__(
-        self, command: list[str], relay: str, environment: dict[str, str], folder: pathlib.Path
+        self,
+        command: list[str],
+        relay: str,
+        environment: dict[str, str],
+        folder: pathlib.Path,
+        pass_fds: tuple[int, ...] = (),
     ) -> None:
         self.decoder = FrameDecoder()
         self.stderr_path = folder / "stderr"
@@ -53,6 +58,7 @@ class ServedWorker:
                 env={**base_environment(), "RR_RELAY": address, **environment},
                 cwd=folder,
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
         if self._listener is not None:
             self._listener.settimeout(DEADLINE_SECONDS)
@@ -200,10 +206,15 @@ def serve() -> Iterator[Serve]:
     workers: list[ServedWorker] = []
     with tempfile.TemporaryDirectory(prefix="tb-sdk-") as folder:
 
-        def start(command: list[str], relay: str = "pipes", **environment: str) -> ServedWorker:
+        def start(
+            command: list[str],
+            relay: str = "pipes",
+            pass_fds: tuple[int, ...] = (),
+            **environment: str,
+        ) -> ServedWorker:
             own = pathlib.Path(folder) / str(len(workers))
             own.mkdir()
-            worker = ServedWorker(command, relay, environment, own)
+            worker = ServedWorker(command, relay, environment, own, pass_fds)
             workers.append(worker)
             return worker
 

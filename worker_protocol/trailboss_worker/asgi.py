@@ -37,6 +37,7 @@ from trailboss_worker.sdk.http import (
     REMEMBERED_CONTEXT_BYTES_MAX,
     REMEMBERED_MAX,
     WHOLE_BYTES_MAX,
+    BodyFile,
     HttpLine,
     bytes_of,
     decode_context,
@@ -84,7 +85,11 @@ async def _live(taken: Relay, options: ApplicationOptions) -> int:
     settle_memory()
     relay = AsyncRelay(taken)
     gateway = Gateway(
-        HttpLine(relay, handle_signals=False), relay, application, lifespan.state, options.root_path
+        HttpLine(relay, handle_signals=False, files=True),
+        relay,
+        application,
+        lifespan.state,
+        options.root_path,
     )
     try:
         await gateway.serve()
@@ -102,7 +107,7 @@ class AsyncRelay(Relay):
     __slots__ = ("_drained", "_was_blocking", "unsent")
 
     def __init__(self, relay: Relay) -> None:
-        super().__init__(relay.kind, relay.read_fd, relay.write_fd)
+        super().__init__(relay.kind, relay.read_fd, relay.write_fd, relay.files_fd)
         self.unsent: list[bytes] = []
         self._drained: asyncio.Future[None] | None = None
         self._was_blocking = os.get_blocking(self.write_fd)
@@ -245,6 +250,7 @@ class Gateway:
         else:
             exchange.returned()
         finally:
+            exchange.close_body()
             if (
                 exchange.task is not None
             ):  # here, not in a callback of the task: that would be a turn of the loop
@@ -281,7 +287,7 @@ class Exchange:
             "_held",
             "_line",
         ),
-        *("_over", "_relay", "_scope", "_start", "_trailers", "task"),
+        *("_over", "_relay", "_scope", "_start", "_trailers", "_unread", "task"),
     )
 
     def __init__(
@@ -291,7 +297,7 @@ class Exchange:
         relay: AsyncRelay,
         contexts: dict[tuple[Any, ...], bytes],
         scope: Scope,
-        body: bytes,
+        body: bytes | BodyFile,
         flags: int,
     ) -> None:
         #: What runs the application, once it is known that it did not end at once.
@@ -301,7 +307,8 @@ class Exchange:
         self._relay = relay
         self._contexts = contexts
         self._scope = scope
-        self._body: bytes | None = body
+        self._body: bytes | BodyFile | None = body
+        self._unread = len(body)
         self._dialect = PROTO if flags & PROTO else JSON
         self._start: Message | None = None  # http.response.start, until its head is out
         self._begun = False  # the head is out
@@ -315,16 +322,32 @@ class Exchange:
         self._trailers: list[tuple[bytes, bytes]] = []
 
     async def receive(self) -> Message:
-        """The body, whole; after it http.disconnect, as soon as the answer is complete or the client gone."""
+        """The body, whole, one in a file in pieces; then http.disconnect, once the answer is complete or the client gone."""
         body = self._body
         if body is not None and not self._gone:
-            self._body = None
-            return {"type": "http.request", "body": body, "more_body": False}
+            if type(body) is bytes:
+                self._body = None
+                return {"type": "http.request", "body": body, "more_body": False}
+            return self._read_piece(body)
         while not (self._over or self._gone):
             if self._end is None:
                 self._end = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._end)
         return {"type": "http.disconnect"}
+
+    def _read_piece(self, body: bytes | BodyFile) -> Message:
+        assert isinstance(body, BodyFile)
+        data = body.read(min(PART_BYTES, self._unread))
+        self._unread -= len(data)
+        if not (data and self._unread):
+            self.close_body()
+        return {"type": "http.request", "body": data, "more_body": self._body is not None}
+
+    def close_body(self) -> None:
+        """Let go of a body in a file, read or not."""
+        body, self._body = self._body, None
+        if isinstance(body, BodyFile):
+            body.close()
 
     async def send(self, message: Message) -> None:
         """Take one event of the answer. Raises ClientGone; HeaderError or RuntimeError for one that is wrong here."""

@@ -34,6 +34,7 @@ from trailboss_worker.sdk.http import (
     REMEMBERED_CONTEXT_BYTES_MAX,
     REMEMBERED_MAX,
     WHOLE_BYTES_MAX,
+    BodyFile,
     HeaderError,
     HttpLine,
     bytes_of,
@@ -46,6 +47,7 @@ from trailboss_worker.sdk.http import (
 from trailboss_worker.sdk.relay import RelayError, open_relay
 
 Environ = dict[str, Any]
+Body = Union[bytes, BodyFile]  # noqa: UP007 - evaluated at run time by Python 3.9
 Headers = list[tuple[str, str]]
 ExcInfo = Union[  # noqa: UP007 - evaluated at run time by Python 3.9
     tuple[type[BaseException], BaseException, TracebackType], tuple[None, None, None], None
@@ -65,7 +67,7 @@ def run_wsgi(options: ApplicationOptions) -> int:
         print_failure(f"trailboss-worker: cannot load the application {options.target}:", error)
         return 1
     settle_memory()
-    line = HttpLine(relay)
+    line = HttpLine(relay, files=True)
     try:
         serve(line, application, options.root_path)
     except ProtocolError as error:
@@ -98,7 +100,7 @@ class Gateway:
         self._build_environ = EnvironBuilder(root_path).build
         self._contexts: dict[tuple[Any, ...], bytes] = {}
 
-    def answer(self, context: bytes, body: bytes, flags: int) -> None:
+    def answer(self, context: bytes, body: Body, flags: int) -> None:
         """Call the application and send what it gives."""
         line = self._line
         try:
@@ -125,6 +127,8 @@ class Gateway:
             close = getattr(result, "close", None)
             if close is not None:
                 _close(close, environ)
+            if isinstance(body, BodyFile):
+                body.close()
 
 
 def _close(close: Callable[[], object], environ: Environ) -> None:
@@ -333,7 +337,7 @@ class EnvironBuilder:
         self._templates: dict[str, Environ] = {}
         self._keys: dict[str, str] = {"Content-Type": "CONTENT_TYPE", "Content-Length": "", "Proxy": ""}
 
-    def build(self, context: bytes, body: bytes, flags: int) -> Environ:
+    def build(self, context: bytes, body: Body, flags: int) -> Environ:
         """The environ of one request. Raises MessageError, LookupError or TypeError for a context that is none."""
         value = decode_context(context, flags)
         # Texts of an ASCII context without escapes are ASCII, which is what nearly all are: nothing to convert.
@@ -358,7 +362,7 @@ class EnvironBuilder:
         environ["QUERY_STRING"] = value["rawQuery"] if plain else _latin1(value["rawQuery"])
         environ["SERVER_PROTOCOL"] = value["protocol"]
         environ["REMOTE_ADDR"] = value["remoteAddr"]
-        environ["wsgi.input"] = BytesIO(body)
+        environ["wsgi.input"] = BytesIO(body) if type(body) is bytes else body
         headers = value["headers"] or {}
         keys = self._keys
         for name, values in headers.items():

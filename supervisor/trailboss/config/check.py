@@ -17,7 +17,14 @@ from collections.abc import Iterator
 
 from trailboss.config.problems import Problem
 from trailboss.config.rules import pools
-from trailboss.config.schema import Command, Config, FileLoggerConfig, LogChannelConfig, LogsConfig
+from trailboss.config.schema import (
+    Command,
+    Config,
+    FileLoggerConfig,
+    HttpSslConfig,
+    LogChannelConfig,
+    LogsConfig,
+)
 from trailboss.config.values import format_duration, parse_address, parse_http_address
 
 __all__ = ["check"]
@@ -37,6 +44,7 @@ def check(config: Config) -> list[Problem]:
         *_http(config),
         *_jobs(config),
         *_status(config),
+        *_metrics(config),
         *_logs(config),
     ]
 
@@ -103,9 +111,30 @@ def _pools(config: Config) -> Iterator[Problem]:
 def _http(config: Config) -> Iterator[Problem]:
     if config.http is None:
         return
-    for address in config.http.address:
-        scheme, host, _ = parse_http_address(address)
-        yield from _listener(config, "http.address", f"unix://{host}" if scheme == "unix" else address)
+    ssl = config.http.ssl
+    for key, addresses in (
+        ("http.address", config.http.address),
+        ("http.ssl.address", ssl.address if ssl else ()),
+    ):
+        for address in addresses:
+            scheme, host, _ = parse_http_address(address)
+            if scheme != "systemd":  # passed to the server when it is started
+                yield from _listener(config, key, f"unix://{host}" if scheme == "unix" else address)
+    if ssl is not None:
+        yield from _ssl(config, ssl)
+
+
+def _ssl(config: Config, ssl: HttpSslConfig) -> Iterator[Problem]:
+    from trailboss.plugins.http.certificates import CertificateError, judge_files
+
+    folder = config.source.working_directory
+    try:
+        notes = judge_files(ssl, folder)
+    except CertificateError as error:
+        yield config.source.problem(f"http.ssl.{error.key}", error.what, error.remedy)
+    else:
+        for note in notes:
+            yield config.source.problem(f"http.ssl.{note.key}", note.what, note.remedy)
 
 
 def _jobs(config: Config) -> Iterator[Problem]:
@@ -121,6 +150,11 @@ def _jobs(config: Config) -> Iterator[Problem]:
 def _status(config: Config) -> Iterator[Problem]:
     if config.status is not None:
         yield from _listener(config, "status.address", config.status.address)
+
+
+def _metrics(config: Config) -> Iterator[Problem]:
+    if config.metrics is not None:
+        yield from _listener(config, "metrics.address", config.metrics.address)
 
 
 def _command(config: Config, name: str, command: Command, python: str) -> Iterator[Problem]:

@@ -33,14 +33,17 @@ _EXAMPLES: Final = {
     ("OnInitConfig", "command"): "[php, init.php]",
     ("StatusConfig", "address"): "127.0.0.1:2114",
     ("PipelineConfig", "driver"): "memory",
+    ("CollectorConfig", "type"): "counter",
     ("HttpConfig", "address"): "[127.0.0.1:8080]",
+    ("HttpSslConfig", "cert"): "/etc/trailboss/fullchain.pem",
+    ("HttpSslConfig", "key"): "/etc/trailboss/privkey.pem",
     ("StaticConfig", "dir"): "public",
     ("AutoscaleConfig", "max"): "16",
     ("PoolConfig", "warmup"): "null",
 }
 """Values shown for keys that have no default."""
 
-_ENTRY_NAMES: Final = {"pipelines": "emails", "channels": "server", "plugins": "status"}
+_ENTRY_NAMES: Final = {"pipelines": "emails", "channels": "server", "plugins": "status", "collect": "orders"}
 """Example names for sections that hold named entries."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trailboss.config.problems import Problem
-from trailboss.config.schema import Config, JobsConfig, PoolConfig
+from trailboss.config.schema import Config, HttpSslConfig, JobsConfig, MetricsConfig, PoolConfig
 from trailboss.config.values import is_loopback, parse_address, parse_http_address
 
 __all__ = ["contradictions", "pools"]
@@ -31,6 +31,8 @@ def contradictions(config: Config) -> list[Problem]:
         problems.extend(_sizes(config, name, pool))
     if config.jobs is not None:
         problems.extend(_consumed(config, config.jobs))
+    if config.metrics is not None:
+        problems.extend(_collectors(config, config.metrics))
     return problems
 
 
@@ -56,18 +58,44 @@ def _remote_rpc(config: Config) -> Iterator[Problem]:
 def _http(config: Config) -> Iterator[Problem]:
     if config.http is None:
         return
-    if not config.http.address:
+    ssl = config.http.ssl
+    if not config.http.address and ssl is None:
         yield config.source.problem(
             "http.address", "there is no address to listen on", "set http.address, for example 127.0.0.1:8080"
         )
+    if ssl is not None:
+        yield from _ssl(config, ssl)
     seen = set()
-    for index, address in enumerate(config.http.address):
-        parsed = parse_http_address(address)
-        if parsed in seen and parsed[0:3:2] != ("tcp", 0):
+    for key, addresses in (
+        ("http.address", config.http.address),
+        ("http.ssl.address", ssl.address if ssl else ()),
+    ):
+        for index, address in enumerate(addresses):
+            parsed = parse_http_address(address)
+            if parsed in seen and parsed[0:3:2] != ("tcp", 0):
+                yield config.source.problem(
+                    f"{key}[{index}]", "the address is listed twice", "remove one of the two"
+                )
+            seen.add(parsed)
+
+
+def _ssl(config: Config, ssl: HttpSslConfig) -> Iterator[Problem]:
+    if not ssl.address:
+        yield config.source.problem(
+            "http.ssl.address", "there is no address to listen on", "remove the key, or write host:443"
+        )
+    for key in ("cert", "key"):
+        if not getattr(ssl, key):
             yield config.source.problem(
-                f"http.address[{index}]", "the address is listed twice", "remove one of the two"
+                f"http.ssl.{key}", "the path is empty", "write the path of a PEM file"
             )
-        seen.add(parsed)
+    # RoadRunner accepts this and asks nobody for a certificate, which is not what was meant.
+    if not ssl.root_ca and not ssl.client_auth_type.startswith("no_client_cert"):
+        yield config.source.problem(
+            "http.ssl.client_auth_type",
+            "there is nothing to verify client certificates with",
+            "set http.ssl.root_ca, or remove the key",
+        )
 
 
 def _commands(config: Config) -> Iterator[Problem]:
@@ -83,6 +111,37 @@ def _commands(config: Config) -> Iterator[Problem]:
         )
     elif config.server is not None and not any(True for _ in pools(config)):
         yield config.source.problem("server.command", "the key is required", example)
+
+
+def _collectors(config: Config, metrics: MetricsConfig) -> Iterator[Problem]:
+    if not metrics.collect:
+        return
+    from trailboss.metrics import CollectorSpec, collector_problem  # here: most configurations do without
+
+    for name, collector in metrics.collect.items():
+        place = f"metrics.collect.{name}"
+        try:
+            objectives = {float(share): error for share, error in collector.objectives.items()}
+        except ValueError:
+            yield config.source.problem(
+                f"{place}.objectives",
+                "an objective that is no quantile",
+                "write quantiles, for example 0.99: 0.001",
+            )
+            continue
+        spec = CollectorSpec(
+            name.lower(),
+            collector.type,
+            collector.help,
+            collector.labels,
+            collector.buckets,
+            objectives,
+            collector.namespace,
+            collector.subsystem,
+        )
+        problem = collector_problem(spec)
+        if problem is not None:
+            yield config.source.problem(place, *problem)
 
 
 def _quorum(config: Config, name: str, pool: PoolConfig) -> Iterator[Problem]:

@@ -35,6 +35,7 @@ __all__ = [
     "UNAVAILABLE_SECTIONS",
     "AutoscaleConfig",
     "CanaryConfig",
+    "CollectorConfig",
     "Command",
     "Config",
     "ConfigSource",
@@ -45,8 +46,10 @@ __all__ = [
     "Environment",
     "FileLoggerConfig",
     "HeadersConfig",
+    "Http2Config",
     "HttpConfig",
     "HttpLimitsConfig",
+    "HttpSslConfig",
     "JobsConfig",
     "JobsOptions",
     "Kind",
@@ -54,6 +57,7 @@ __all__ = [
     "LogsConfig",
     "Megabytes",
     "MemoryPipelineConfig",
+    "MetricsConfig",
     "OnInitConfig",
     "OtelConfig",
     "OtelResource",
@@ -601,6 +605,65 @@ class HttpLimitsConfig:
     body_memory_total: Megabytes = key(
         64, "Bodies kept in memory, all together; more goes to files.", "MB", minimum=0
     )
+    answer_memory: Megabytes = key(
+        1,
+        "Part of one answer kept in memory for a client that is slower than its worker; more goes to a file.",
+        "MB",
+        minimum=0,
+    )
+    answer_memory_total: Megabytes = key(
+        32, "Answers kept in memory, all together; more goes to files.", "MB", minimum=0
+    )
+    answer_file: Megabytes = key(
+        256,
+        "Part of one answer kept in a file; the worker of a longer one waits for its client. 0: no files.",
+        "MB",
+        minimum=0,
+    )
+    answer_file_total: Megabytes = key(2048, "Answers kept in files, all together.", "MB", minimum=0)
+
+
+#: The same as `key`, for a section that has a key of that name.
+declare: Final = key
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSslConfig:
+    """`http.ssl`: HTTPS beside the plain addresses, or without them."""
+
+    address: tuple[str, ...] = declare(
+        ("127.0.0.1:443",),
+        "host:port, unix:/path or systemd:NAME; several as a list. An empty host means every interface.",
+        check=check_http_address,
+    )
+    cert: str = declare(..., "PEM file of the certificate, those between it and the root behind it.")
+    key: str = declare(..., "PEM file of the private key, not encrypted.")
+    root_ca: str = declare("", "PEM file of the authorities whose client certificates are accepted.")
+    client_auth_type: Literal[
+        "no_client_cert",
+        "no_client_certs",
+        "request_client_cert",
+        "require_any_client_cert",
+        "verify_client_cert_if_given",
+        "require_and_verify_client_cert",
+    ] = declare(
+        "no_client_cert",
+        "Whether clients show a certificate; one that is shown is always verified with root_ca.",
+    )
+    redirect: bool = declare(False, "Answer plain requests with 308 to the same URL by https.")
+
+
+@dataclass(frozen=True, slots=True)
+class Http2Config:
+    """`http.http2`: HTTP/2 beside HTTP/1, on the same addresses."""
+
+    enabled: bool = key(True, "Offer HTTP/2 to clients of http.ssl; they choose by ALPN.")
+    h2c: bool = key(
+        False, "Take HTTP/2 without TLS on http.address from clients that begin with it (prior knowledge)."
+    )
+    max_concurrent_streams: int = key(
+        128, "Requests of one connection at the same time; more are refused.", minimum=1, maximum=1000
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -608,10 +671,12 @@ class HttpConfig:
     """`http`: the web server and the workers behind it."""
 
     address: tuple[str, ...] = key(
-        ...,
-        "host:port or unix:/path; several as a list. An empty host means every interface.",
+        (),
+        "host:port, unix:/path or systemd:NAME; several as a list. An empty host means every interface. Needed unless there is ssl.",
         check=check_http_address,
     )
+    ssl: HttpSslConfig | None = key(None, "HTTPS.")
+    http2: Http2Config = key(Http2Config, "HTTP/2.")
     internal_error_code: int = key(
         500,
         "Status where the worker failed. Another value than 500 also replaces 502, 503 and 504.",
@@ -657,6 +722,50 @@ class StatusConfig:
         503, "HTTP status of the answer `not ready`.", minimum=100, maximum=599
     )
     check_timeout: SecondsOrDuration = key(60.0, "Longest wait for a request on the status port.", minimum=1)
+    page: bool = key(True, "Show the status page at `/`.")
+    hosts: tuple[str, ...] = key(
+        (),
+        "Names by which the page may be asked for, besides addresses, localhost and this machine's own name; `*`: any.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorConfig:
+    """`metrics.collect.<name>`: a metric that applications keep through RPC."""
+
+    type: Literal["counter", "gauge", "histogram", "summary"] = key(..., "What kind of metric it is.")
+    namespace: str = key("", "First part of the name in a scrape.")
+    subsystem: str = key("", "Second part of the name in a scrape.")
+    help: str = key("", "One sentence for people.")
+    labels: tuple[str, ...] = key((), "Names of the labels; every call gives a value for each.")
+    buckets: tuple[float, ...] = key(
+        (),
+        "Upper bounds of a histogram, the smallest first.",
+        default_text="0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10",
+    )
+    objectives: Mapping[str, float] = key(
+        dict, "Quantiles of a summary with the error allowed, for example 0.99: 0.001."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """`metrics`: a port for Prometheus, and metrics of the applications."""
+
+    address: str = key("127.0.0.1:2112", "host:port of the metrics server.", check=check_address)
+    collect: Mapping[str, CollectorConfig] = key(dict, "Metrics of the applications, by name.")
+    max_series: int = key(
+        1000,
+        "Combinations of label values of one collector; a call that would make one more is refused.",
+        minimum=1,
+        maximum=100_000,
+    )
+    max_samples: int = key(
+        20_000,
+        "Lines of a scrape that all metrics of the applications may take together.",
+        minimum=1,
+        maximum=1_000_000,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -818,6 +927,7 @@ class Config:
     http: HttpConfig | None = key(None, "The web server and its workers.")
     jobs: JobsConfig | None = key(None, "Queues and their workers.")
     status: StatusConfig | None = key(None, "Health and readiness over HTTP.")
+    metrics: MetricsConfig | None = key(None, "Metrics for Prometheus.")
     logs: LogsConfig = key(LogsConfig, "Logging.")
     otel: OtelConfig | None = key(None, "Traces.")
     endure: EndureConfig = key(EndureConfig, "The stop budget, under RoadRunner's name.")
@@ -853,7 +963,6 @@ UNAVAILABLE_SECTIONS: Final[Mapping[str, tuple[str, str]]] = {
         name: (f"the {name} plugin is not available in this version of Trailboss", _LATER)
         for name in (
             "kv",
-            "metrics",
             "service",
             "tcp",
             "grpc",
@@ -887,12 +996,13 @@ UNAVAILABLE_SECTIONS: Final[Mapping[str, tuple[str, str]]] = {
 """Sections of RoadRunner that Trailboss knows and does not have: (what is wrong, what to do)."""
 
 UNAVAILABLE_KEYS: Final[Mapping[type, Mapping[str, tuple[str, str]]]] = {
-    HttpConfig: {
-        "ssl": (
-            "TLS is not available yet in this version of Trailboss",
-            "remove the key and put a proxy that speaks TLS in front",
+    HttpSslConfig: {
+        "acme": (
+            "certificates by ACME are not available yet in this version of Trailboss",
+            "let certbot or another client write ssl.cert and ssl.key; changed files are read again by themselves",
         ),
-        "http2": ("HTTP/2 is not available yet in this version of Trailboss", "remove the key"),
+    },
+    HttpConfig: {
         "http3": ("HTTP/3 is not available yet in this version of Trailboss", "remove the key"),
         "fcgi": (
             "FastCGI is not available yet in this version of Trailboss",

@@ -128,7 +128,16 @@ def parse_address(text: str) -> Address:
 
 
 def parse_http_address(text: str) -> Address:
-    """Split an address of the web server: as `parse_address`, and `unix:path` too. Raises ValueError saying what is wrong."""
+    """Split an address of the web server: as `parse_address`, and `unix:path` or `systemd:NAME` too.
+
+    The latter, or `systemd` alone, is a socket that is passed to the process: ("systemd", NAME, 0).
+    Raises ValueError saying what is wrong.
+    """
+    if text == "systemd" or text.startswith("systemd:"):
+        name = text[len("systemd:") :]
+        if len(name) > 255 or not all(" " < char <= "~" and char != ":" for char in name):
+            raise ValueError("the name of a passed socket has characters that systemd does not allow there")
+        return ("systemd", name, 0)
     if text.startswith("unix:") and not text.startswith("unix://"):
         text = f"unix://{text[len('unix:') :]}"
     return parse_address(text)
@@ -167,13 +176,13 @@ def check_address(text: str) -> tuple[str, str] | None:
 
 
 def check_http_address(text: str) -> tuple[str, str] | None:
-    """Judge one address of the web server: host:port or unix:path."""
+    """Judge one address of the web server: host:port, unix:path or systemd:NAME."""
     try:
         parse_http_address(text)
     except ValueError as error:
         return (
             f"not an address: {error}",
-            "write host:port, for example 127.0.0.1:8080, or unix:/path/to.sock",
+            "write host:port, for example 127.0.0.1:8080, unix:/path/to.sock or systemd:NAME",
         )
     return None
 

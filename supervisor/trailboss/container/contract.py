@@ -55,10 +55,14 @@ class Health:
 
 
 class PluginFailed(Exception):
-    """A plugin could not start, or died. Carries its `name`, the `phase` it was in, and a `reason` for people."""
+    """A plugin could not start, or died. Carries its `name`, the `phase` it was in, and a `reason` for people.
 
-    def __init__(self, name: str, phase: Phase, reason: str) -> None:
+    `details` are further lines, such as a traceback, for whoever can show them.
+    """
+
+    def __init__(self, name: str, phase: Phase, reason: str, details: str = "") -> None:
         super().__init__(f"plugin {name} failed while {phase.value}: {reason}")
+        self.details = details
         self.name = name
         self.phase = phase
         self.reason = reason

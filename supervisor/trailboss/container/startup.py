@@ -276,7 +276,8 @@ class Container:
         if phase is Phase.DRAINING:
             log.error("plugin failed while it stopped, the walk goes on", plugin=handle.name, reason=reason)
         elif phase is not Phase.FAILED:
-            error = PluginFailed(handle.name, phase, reason)
+            details = getattr(cause, "details", "")
+            error = PluginFailed(handle.name, phase, reason, details if isinstance(details, str) else "")
             error.__cause__ = cause
             self._exits_in.send_nowait(_Exit(handle, error))
 

@@ -12,6 +12,10 @@ An exec submitted with `on_part` is a Ticket: its answer may come as a stream, f
 one without (wire protocol 2.8). Each part is handed on as it comes; a receiver that wants no more for now pauses the
 worker's pipe, one that has gone has the worker told to stop, and killed if it goes on regardless.
 
+A body that lies in a file is read piece by piece while it is sent. A worker of Trailboss's own gets the file instead:
+its descriptor goes through a socket beside the relay, with a number that is the second option of the request's frame,
+whose payload is the context alone.
+
 Hot path: the first 16 bytes of an answer (header and its one option) repeat themselves; a header that was checked
 once is found again in a dictionary, and the frame needs no second look. Anything unusual goes through the decoder.
 """
@@ -20,9 +24,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import struct
 import termios
 import zlib
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -84,6 +90,7 @@ _STOP_FRAME = encode_frame(b"", stream=STOP)
 
 _answer_headers: dict[bytes, tuple[int, int, int]] = {}
 _request_headers: dict[tuple[int, int, int], bytes] = {}
+_pack_file = struct.Struct("<IQ").pack
 _pack_front = struct.Struct("<BBI").pack
 _pack_rest = struct.Struct("<IBBI").pack
 
@@ -145,6 +152,10 @@ class FileBody:
         if not data:
             raise OSError("the file is shorter than it was")
         return data
+
+    def open_again(self) -> int:
+        """A descriptor of the file with a position of its own, to read only; the caller closes it. Raises OSError."""
+        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Close the descriptor; may be called again."""
@@ -276,7 +287,10 @@ class Lane:
         "_decoder",
         "_expiry",
         "_file",
+        "_file_number",
         "_file_position",
+        "_files",
+        "_handed_over",
         "_owner",
         "_pending",
         "_pool",
@@ -314,6 +328,7 @@ class Lane:
         exec_ttl: float,
         executions_max: int,
         decoder: FrameDecoder | None = None,
+        files: socket.socket | None = None,
     ) -> None:
         self._reactor = reactor
         self._pool = pool
@@ -329,6 +344,10 @@ class Lane:
         self._file: FileBody | None = None
         self._file_position = 0
         self._tail = b""
+        #: Where the worker takes open files, and how many it has been handed. Whether the exec under way was one.
+        self._files = files
+        self._file_number = 0
+        self._handed_over = False
         #: Its entry in the wheel, None while there is none.
         self._expiry: _Expiry | None = None
         #: It has closed its standard input: this exec is its last.
@@ -419,6 +438,11 @@ class Lane:
 
     def _start_file(self, exec_: Exec, head: bytes, body: FileBody) -> bool:
         """`start` for a body that is read while it is sent."""
+        self._handed_over = self._files is not None and self._hand_over(self._files, body)
+        if self._handed_over:
+            context = exec_.context
+            options = (len(context), self._file_number)
+            head = encode_frame(context, flags=exec_.flags, options=options)
         self.current = exec_
         self.started_at = now = self._reactor.now
         try:
@@ -429,9 +453,10 @@ class Lane:
             self.current = None
             self._break(Breach("closed its pipes", f"cannot write to the worker: {error.strerror}"))
             return False
-        self._file = body
-        self._file_position = 0
-        self._reactor.want_write(self.write_fd, True)
+        if not self._handed_over:
+            self._file = body
+            self._file_position = 0
+            self._reactor.want_write(self.write_fd, True)
         if self.exec_ttl:
             self.deadline = now + self.exec_ttl
             if self._expiry is None:
@@ -439,8 +464,25 @@ class Lane:
                 self._reactor.wheel.add(self.deadline, self._expiry)
         if sent < len(head):
             self._pending = memoryview(head)[sent:]
-        else:
+            self._reactor.want_write(self.write_fd, True)
+        elif self._file is not None:
             self._read_on()
+        return True
+
+    def _hand_over(self, files: socket.socket, body: FileBody) -> bool:
+        """Send the file itself, ahead of the frame that names its number. False: send what is in it instead."""
+        number = self._file_number % 0xFFFFFFFF + 1
+        try:
+            fd = body.open_again()
+        except OSError:
+            return False
+        try:
+            socket.send_fds(files, [_pack_file(number, len(body))], [fd])
+        except OSError:  # it has not taken those before, or is about to be found dead
+            return False
+        finally:
+            os.close(fd)
+        self._file_number = number
         return True
 
     def _refuse_unsendable(self, exec_: Exec, error: Exception) -> None:
@@ -568,6 +610,8 @@ class Lane:
             unread = struct.unpack("i", fcntl.ioctl(self.write_fd, termios.FIONREAD, b"\0\0\0\0"))[0]
         except OSError:
             return False
+        if type(exec_.body) is FileBody and self._handed_over:
+            return bool(unread == 20 + len(exec_.context))
         return bool(unread == 16 + len(exec_.context) + len(exec_.body))
 
     def drain(self, limit: int = 16 * 1024 * 1024) -> None:
@@ -653,9 +697,12 @@ class Lane:
         """The caller gets its outcome first; only then is the worker used, or retired, again."""
         self.current = None
         self.executions += 1
-        self.last_used = self._reactor.now
+        self.last_used = now = self._reactor.now
         pool = self._pool
         pool.executions += 1
+        figures = pool.exec_seconds  # its `observe`, without the call
+        figures.counts[bisect_left(figures.bounds, now - self.started_at)] += 1
+        figures.total += now - self.started_at
         if not self._clean:
             # A second answer, or text glued to the first: the first is whole and good, the worker is not.
             exec_.on_outcome(outcome)

@@ -3,6 +3,9 @@
 A worker that fills its stderr pipe would block in the middle of a job, so the pipe is drained whatever happens to the
 lines: each is cut at `line_max` bytes, a rate limit counts what it drops instead of logging it, and the last lines are
 kept for the death record.
+
+An application that cannot be imported says so in every worker, each time one is started. So what a booting worker says
+is compared with what one before it has said, and logged only where it is something else.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from trailboss.log import logger
 from trailboss.reactor import Reactor
 from trailboss.workers.deaths import STDERR_LINES_MAX
 
-__all__ = ["LineDrain"]
+__all__ = ["BootOutput", "BootVoice", "LineDrain"]
 
 log = logger("server")
 
@@ -25,6 +28,78 @@ READ_SIZE = 8192
 DRAIN_BYTES_MAX = 16 * 1024 * 1024
 #: Most lines kept for the death record are short; longer ones are cut to this there.
 KEPT_LINE_MAX = 512
+#: Lines of a boot that are compared; one that says more is logged as it is.
+BOOT_LINES_MAX = 500
+
+
+class BootOutput:
+    """What the workers of one pool say while they boot."""
+
+    def __init__(self) -> None:
+        #: The lines of the boot that others are compared with.
+        self.said: list[str] = []
+
+    def voice(self, emit: Callable[[str], None]) -> BootVoice:
+        """Return what the lines of one booting worker go through."""
+        return BootVoice(self, emit)
+
+    def came_up(self) -> None:
+        """A worker is ready: what failed boots have said before is history."""
+        self.said = []
+
+
+class BootVoice:
+    """The lines of one worker. Lines that were said before are held back until it is known how the boot ends."""
+
+    def __init__(self, output: BootOutput, emit: Callable[[str], None]) -> None:
+        self._output = output
+        self._emit = emit
+        self._said = output.said
+        #: Lines of `_said` that this worker has said as well, the first `_held` of them without being logged.
+        self._heard = 0
+        self._held = 0
+        self._compares = True
+
+    def line(self, text: str) -> None:
+        """Take one line."""
+        if not self._compares:
+            self._emit(text)
+            return
+        said = self._said
+        if self._heard < len(said):
+            if said[self._heard] == text:
+                self._heard += 1
+                self._held = self._heard
+                return
+            # It says something else: that is what the next ones are compared with.
+            self._let_go()
+            self._compares = True
+            self._said = self._output.said = said = said[: self._heard]
+        if len(said) >= BOOT_LINES_MAX:
+            self._let_go()
+        else:
+            said.append(text)
+            self._heard += 1
+        self._emit(text)
+
+    def ready(self) -> None:
+        """Log what was held back, and everything from now on."""
+        if self._compares:
+            self._let_go()
+            self._output.came_up()
+
+    def died(self) -> bool:
+        """Whether it said exactly what one before it had said, so that nothing of it was logged."""
+        if self._compares and 0 < self._held == len(self._said):
+            return True
+        self._let_go()
+        return False
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, 0
+        self._compares = False
+        for text in self._said[:held]:
+            self._emit(text)
 
 
 class LineDrain:

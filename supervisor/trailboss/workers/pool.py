@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import overload
@@ -21,8 +21,10 @@ from typing import overload
 import trio
 
 from trailboss.config.schema import PoolConfig
+from trailboss.figures import Histogram
 from trailboss.log import logger
 from trailboss.workers.generations import CanaryWatch, Generations, ResetFailed
+from trailboss.workers.glance import SlotGlance
 from trailboss.workers.lane import Exec, FileBody, Lane, LaneWatch, OnOutcome, OnPart, Ticket
 from trailboss.workers.limits import Limits, RetireCause
 from trailboss.workers.outcome import (
@@ -36,6 +38,7 @@ from trailboss.workers.outcome import (
     QueueTimeout,
     WorkerDied,
 )
+from trailboss.workers.output import BootOutput
 from trailboss.workers.pool_state import PoolPhase, SlotView, count, decide_phase
 from trailboss.workers.process import Process
 from trailboss.workers.quarantine import Quarantine, QuarantineLimits
@@ -63,7 +66,11 @@ _NOT_ITS_FAULT = frozenset({"exec_ttl", "killed", "internal error"})
 
 
 class PoolStartFailed(Exception):
-    """The first boot of a pool failed for good; the text holds the worker's own last output."""
+    """The first boot of a pool failed for good. The text is one line; `details` is what a worker said, line by line."""
+
+    def __init__(self, text: str, details: str = "") -> None:
+        super().__init__(text)
+        self.details = details
 
 
 #: RoadRunner's numbers and texts of worker states (supervision: informer answers).
@@ -216,6 +223,7 @@ class Pool:
         self._stop_requested = trio.Event()
         self._finished = trio.Event()
         self._last_failure = ""
+        self.boot_output = BootOutput()
         #: Called from the reactor when a worker has become idle and nothing waits in the pool's own queue.
         self.idle_listener: Callable[[], None] | None = None
         #: Called on every change of phase or of the number of ready workers.
@@ -224,6 +232,13 @@ class Pool:
         self.executions = 0
         self.restarts = 0
         self.refused = 0
+        #: Execs that got no worker, by kind of ExecFailed ("QueueFull", …).
+        self.refusals: Counter[str] = Counter()
+        #: Workers replaced as planned, by RetireCause.
+        self.recycles: Counter[str] = Counter()
+        #: Seconds from an exec's start to its answer, and those that execs have waited in the queue before.
+        self.exec_seconds = Histogram()
+        self.queue_seconds = Histogram()
 
     def __repr__(self) -> str:
         figures = self.statistics()
@@ -400,6 +415,7 @@ class Pool:
 
     def _refuse(self, exec_: Exec, why: ExecFailed) -> None:
         self.refused += 1
+        self.refusals[type(why).__name__] += 1
         self._deliver(exec_, why)
 
     def _deliver(self, exec_: Exec, outcome: Outcome) -> None:
@@ -416,6 +432,7 @@ class Pool:
             if not lane.start(exec_):
                 queue.appendleft(exec_)
                 return
+            self.queue_seconds.observe(self._reactor.now - exec_.deadline + self.config.queue_timeout)
             return
         lane.parked = True
         self._idle.append(lane)
@@ -436,6 +453,17 @@ class Pool:
     def idle_count(self) -> int:
         """Ready workers with nothing to do."""
         return len(self._idle)
+
+    def holders(self) -> list[tuple[int, str, float]]:
+        """Each busy worker: pid, what it does, for how many seconds. No system call."""
+        now = self._reactor.now
+        return [
+            (worker.pid, lane.current.label, max(0.0, now - lane.started_at))
+            for slot in self.slots
+            if (worker := slot.worker) is not None
+            and (lane := worker.lane) is not None
+            and lane.current is not None
+        ]
 
     @property
     def in_flight(self) -> int:
@@ -541,7 +569,7 @@ class Pool:
                         await self.change()
                 nursery.cancel_scope.cancel(reason="the pool has stopped")
             if failure:
-                raise PoolStartFailed(failure)
+                raise PoolStartFailed(failure, "\n".join(self.boot_output.said))
         finally:
             self._phase = PoolPhase.STOPPED
             self.nursery = None
@@ -644,8 +672,10 @@ class Pool:
 
     def _after_exit(self, slot: Slot, left: WorkerExit) -> None:
         """Note how a worker left; failures of a boot are told to whoever waits for it."""
-        if not left.planned:
-            self._last_failure = left.text
+        if left.planned:
+            self.recycles[left.text] += 1
+        else:
+            self._last_failure = left.brief or left.text
         if left.planned or self.policy.proved(left.executions, left.ready_seconds):
             slot.history.streak = 0
         elif not left.busy:
@@ -835,6 +865,42 @@ class Pool:
         """Whether the pool counts as up."""
         return self._phase is PoolPhase.READY and self.ready_workers >= self.quorum
 
+    def glance(self) -> list[SlotGlance]:
+        """Every slot, in order: what its worker is and does. No system call."""
+        now = trio.current_time()
+        seen = []
+        for slot in self.slots:
+            worker = slot.worker
+            if worker is None or not worker.pid:
+                if slot.wanted:
+                    waits = None if slot.next_probe is None else max(0.0, slot.next_probe - now)
+                    state = "starting" if waits is None else "waiting"
+                    seen.append(
+                        SlotGlance(slot.number, state, generation=slot.generation, next_try_seconds=waits)
+                    )
+                continue
+            lane = worker.lane
+            current = lane.current if lane is not None else None
+            if worker.phase in (WorkerPhase.SPAWNING, WorkerPhase.HANDSHAKING):
+                state = "starting"
+            elif not worker.is_serving:
+                state = "leaving"
+            else:
+                state = "busy" if worker.is_busy else "idle"
+            seen.append(
+                SlotGlance(
+                    slot.number,
+                    state,
+                    worker.pid,
+                    current.label if current is not None else "",
+                    max(0.0, now - lane.started_at) if lane is not None and current is not None else 0.0,
+                    lane.executions if lane is not None else 0,
+                    worker.created_ns,
+                    worker.generation,
+                )
+            )
+        return seen
+
     def views(self) -> list[SlotView]:
         """What the pure decisions need to know of the slots."""
         return [slot.view() for slot in self.slots]
@@ -914,6 +980,22 @@ class Pool:
         if worker.retire_cause in _RETIRE_STATUS:
             return _RETIRE_STATUS[worker.retire_cause]
         return _STATUS[worker.phase]
+
+    def memory_by_place(self) -> list[tuple[int, int, str, int]]:
+        """Place, pid, RoadRunner's word for the state, and resident bytes of all workers that have a process.
+
+        Places count from 0 again after each reset, slot numbers do not.
+        """
+        return [
+            (place, worker.pid, self._status(worker)[1], resident_bytes(worker.pid))
+            for place, slot in enumerate(self.slots)
+            if (worker := slot.worker) is not None and worker.pid
+        ]
+
+    @property
+    def queue_max(self) -> int:
+        """Execs that may wait; more are refused."""
+        return self._queue_max
 
     def statistics(self) -> PoolStatistics:
         """Figures of this moment."""

@@ -1,7 +1,7 @@
 """One child process: spawn, signals, exit status. No protocol, no policy.
 
 A child gets a session and process group of its own, so that a stray Ctrl-C does not take it and a kill takes all of
-it; only descriptors 0-2; and the environment it is given, nothing else. Its exit is seen through a pidfd, so a reused
+it; only descriptors 0-2 (and one socket more where it may be handed files); and the environment it is given, nothing else. Its exit is seen through a pidfd, so a reused
 pid is never signalled or waited for. The group is signalled only while its leader has not been reaped: until then the
 kernel cannot give the number to anybody else.
 
@@ -23,6 +23,8 @@ from dataclasses import dataclass
 
 import trio
 
+#: Tells a worker the number of the socket that descriptors come through.
+FILES_VARIABLE = "TRAILBOSS_FILES"
 #: A process that was killed right after its spawn is waited for no longer than this, in seconds.
 REAP_SECONDS_MAX = 5.0
 
@@ -102,17 +104,26 @@ class ExitStatus:
 class Process:
     """A running child. Whoever holds it reaps it; descriptors are closed by :meth:`close`."""
 
-    __slots__ = ("_popen", "pid", "pidfd", "started_wall", "status", "stderr_fd", "stdin_fd", "stdout_fd")
+    __slots__ = (
+        *("_popen", "files", "pid", "pidfd", "started_wall", "status", "stderr_fd"),
+        *("stdin_fd", "stdout_fd"),
+    )
 
     def __init__(
-        self, popen: subprocess.Popen[bytes], pidfd: int, fds: tuple[int, int, int], wall: float
+        self,
+        popen: subprocess.Popen[bytes],
+        pidfd: int,
+        fds: tuple[int, int, int],
+        wall: float,
+        files: socket.socket | None = None,
     ) -> None:
         self._popen = popen
         self.pid = popen.pid
         self.pidfd = pidfd
-        #: Our ends of the child's pipes, non-blocking; -1 where there is none. With a socket pair stdin and stdout
-        #: are the same descriptor.
+        #: Our ends of the child's pipes, non-blocking; -1 where there is none.
         self.stdin_fd, self.stdout_fd, self.stderr_fd = fds
+        #: Our end of the socket that descriptors go through, where the child was given one.
+        self.files = files
         self.started_wall = wall
         self.status: ExitStatus | None = None
 
@@ -154,6 +165,9 @@ class Process:
             if fd >= 0:
                 os.close(fd)
         self.stdin_fd = self.stdout_fd = self.stderr_fd = self.pidfd = -1
+        if self.files is not None:
+            self.files.close()
+            self.files = None
 
 
 def _exit_status(code: int, usage: resource.struct_rusage) -> ExitStatus:
@@ -177,16 +191,20 @@ async def spawn(
     identity: Identity | None = None,
     stdin: str = "pipe",
     directory: str | None = None,
+    files: bool = False,
 ) -> Process:
     """Start `argv` and return when it has been executed (spawned, not ready).
 
-    `stdin` is "pipe" (stdin and stdout are pipes), "socket" (both are one AF_UNIX stream socket: for workers of our
-    own SDK) or "null" (stdin /dev/null, stdout a pipe for log lines). stderr is always a pipe.
+    `stdin` is "pipe" (stdin and stdout are pipes) or "null" (stdin /dev/null, stdout a pipe for log lines). stderr is
+    always a pipe. With `files` the child gets one more descriptor, a socket through which it can be handed open files;
+    its number is in the variable TRAILBOSS_FILES.
 
     Raises SpawnFailed with a text that names the command and the reason.
     On cancellation: the spawn is finished in its thread, then the process is killed and reaped; nothing is left.
     """
-    process = await trio.to_thread.run_sync(_spawn, argv, environment, wall, identity, stdin, directory)
+    process = await trio.to_thread.run_sync(
+        _spawn, argv, environment, wall, identity, stdin, directory, files
+    )
     try:
         await trio.lowlevel.checkpoint_if_cancelled()
     except trio.Cancelled:
@@ -207,37 +225,41 @@ def _spawn(
     identity: Identity | None,
     stdin: str,
     directory: str | None,
+    files: bool,
 ) -> Process:
     ours: list[int] = []
     theirs: list[int] = []
+    handed: list[int] = []
+    files_socket: socket.socket | None = None
     try:
-        if stdin == "socket":
-            left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            in_fd = out_fd = left.detach()
-            child_in = child_out = right.detach()
+        if stdin == "pipe":
+            child_in, in_fd = os.pipe()
             ours.append(in_fd)
-            theirs.append(child_in)
         else:
-            if stdin == "pipe":
-                child_in, in_fd = os.pipe()
-                ours.append(in_fd)
-            else:
-                child_in, in_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1
-            theirs.append(child_in)
-            out_fd, child_out = os.pipe()
-            ours.append(out_fd)
-            theirs.append(child_out)
+            child_in, in_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1
+        theirs.append(child_in)
+        out_fd, child_out = os.pipe()
+        ours.append(out_fd)
+        theirs.append(child_out)
         error_fd, child_error = os.pipe()
         ours.append(error_fd)
         theirs.append(child_error)
         for fd in ours:
             os.set_blocking(fd, False)
+        variables = dict(environment)
+        if files:
+            files_socket, child_files = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            files_socket.setblocking(False)
+            handed.append(child_files.detach())
+            theirs += handed
+            variables[FILES_VARIABLE] = str(handed[0])
         popen = subprocess.Popen(
             list(argv),
             stdin=child_in,
             stdout=child_out,
             stderr=child_error,
-            env=dict(environment),
+            pass_fds=handed,
+            env=variables,
             cwd=directory,
             start_new_session=True,
             user=identity.uid if identity else None,
@@ -247,6 +269,8 @@ def _spawn(
     except BaseException as error:
         for fd in ours:
             os.close(fd)
+        if files_socket is not None:
+            files_socket.close()
         if isinstance(error, (OSError, ValueError, subprocess.SubprocessError)):
             raise _explain(argv, error, identity, directory) from error
         raise
@@ -260,10 +284,12 @@ def _spawn(
         popen.wait()
         for fd in ours:
             os.close(fd)
+        if files_socket is not None:
+            files_socket.close()
         raise SpawnFailed(
             f"cannot watch the new process {popen.pid}: {error.strerror}", permanent=False
         ) from error
-    return Process(popen, pidfd, (in_fd, out_fd, error_fd), wall)
+    return Process(popen, pidfd, (in_fd, out_fd, error_fd), wall, files_socket)
 
 
 def _explain(

@@ -24,18 +24,9 @@ FIT_MAX = 10_000
 def resident_bytes(pid: int) -> int:
     """Resident memory in bytes; 0 for a process that has gone."""
     try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE_BYTES
-    except (FileNotFoundError, ProcessLookupError):
-        if os.path.exists("/proc/self/statm"):
-            return 0
-    except (OSError, IndexError):
-        return 0
-    import psutil  # here: a machine with /proc does without
-
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
+        with open(f"/proc/{pid}/statm", "rb", buffering=0) as statm:
+            return int(statm.read(128).split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError, ValueError):  # a process on its way out has an empty line, or none
         return 0
 
 
@@ -55,7 +46,7 @@ def memory_bytes(pid: int, *, proportional: bool) -> int:
 
 def cpu_percent(pid: int, created_ns: int) -> float:
     """CPU use since the start of the process in percent of one core (RoadRunner's CPUPercent); 0 if it has gone."""
-    import psutil
+    import psutil  # here: a server that is never asked does without
 
     lived = time.time() - created_ns / 1e9
     try:

@@ -17,6 +17,7 @@ import enum
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,9 +30,9 @@ from trailboss.workers.deaths import DeathRecord, quote
 from trailboss.workers.lane import MOVES_MAX, Breach, Exec, Lane, LaneOwner, Ticket, garbage_breach
 from trailboss.workers.limits import RetireCause, WorkerLimits
 from trailboss.workers.outcome import Answer, Outcome, WorkerDied
-from trailboss.workers.output import LineDrain
+from trailboss.workers.output import BootVoice, LineDrain
 from trailboss.workers.process import Process, SpawnFailed, spawn
-from trailboss_worker.protocol.control import check_handshake, encode_pid, encode_stop
+from trailboss_worker.protocol.control import check_handshake, encode_pid, encode_stop, takes_files
 from trailboss_worker.protocol.errors import FrameError, RemoteProtocolError, likely_cause
 from trailboss_worker.protocol.frames import FrameDecoder
 
@@ -83,6 +84,8 @@ class WorkerExit:
     text: str
     #: It died of what it ran.
     busy: bool = False
+    #: `text` with one line of what it said instead of several.
+    brief: str = ""
 
 
 class Worker(LaneOwner):
@@ -101,6 +104,7 @@ class Worker(LaneOwner):
         self._limits = limits
         self._exec_ttl = exec_ttl
         self._stderr: LineDrain | None = None
+        self._voice: BootVoice | None = None
         self._stdout_log: LineDrain | None = None
         self._wake = trio.Event()
         self._exited = False
@@ -109,6 +113,7 @@ class Worker(LaneOwner):
         self._drain_deadline = float("inf")
         self._kill_cause = ""
         self._hello = False
+        self._takes_files = False
         self._relay_fd = -1
         self._greeting: FrameDecoder | None = None
         self.spawned_at = 0.0
@@ -295,7 +300,12 @@ class Worker(LaneOwner):
                 launch = shop.launch(pool.spec)
                 self.command = " ".join(launch.argv)
                 self.process = await spawn(
-                    launch.argv, launch.environment, wall=wall, identity=launch.identity, stdin=launch.stdin
+                    launch.argv,
+                    launch.environment,
+                    wall=wall,
+                    identity=launch.identity,
+                    stdin=launch.stdin,
+                    files=launch.files,
                 )
             except SpawnFailed as error:
                 return self._spawn_failed(f"{launch.key}: {error}", permanent=error.permanent)
@@ -318,15 +328,14 @@ class Worker(LaneOwner):
         shop.guard.add(process.pid)
         shop.callers.add(process.pid, CallerRole.WORKER, self._pool.name)
         shop.reactor.register(process.pidfd, self._on_exit)
-        self._stderr = self._line_drain(process.stderr_fd, process.pid)
+        self._voice = self._pool.boot_output.voice(self._log_line)
+        self._stderr = self._line_drain(process.stderr_fd, self._voice.line)
 
-    def _line_drain(self, fd: int, pid: int) -> LineDrain:
+    def _log_line(self, line: str) -> None:
+        log.info(line, pid=self.pid, pool=self._pool.name)
+
+    def _line_drain(self, fd: int, emit: Callable[[str], None]) -> LineDrain:
         settings = self._shop.settings
-        name = self._pool.name
-
-        def emit(line: str) -> None:
-            log.info(line, pid=pid, pool=name)
-
         return LineDrain(
             self._shop.reactor, fd, emit, line_max=settings.stderr_line_max, rate=settings.stderr_rate
         )
@@ -354,7 +363,7 @@ class Worker(LaneOwner):
             except OSError:
                 pass  # it has gone already; its exit or the end of its output says so
         else:
-            self._stdout_log = self._line_drain(process.stdout_fd, process.pid)
+            self._stdout_log = self._line_drain(process.stdout_fd, self._log_line)
             hub.expect(process.pid, self._connected)
         try:
             while not (self._hello or self._ending() or self.retire_cause is not None):
@@ -409,6 +418,7 @@ class Worker(LaneOwner):
                 reactor.wheel.add(reactor.now + STRAY_SECONDS, self._judge_greeting)
                 return
             check_handshake(frame)
+            self._takes_files = takes_files(frame)
             if decoder.buffered:
                 raise FrameError("bad_crc", "", decoder.pending_bytes(256))
         except FrameError as error:
@@ -476,6 +486,7 @@ class Worker(LaneOwner):
             payload_cap=pool.config.max_frame_size * 1024 * 1024,
             exec_ttl=self._exec_ttl,
             executions_max=self._limits.executions_soon,
+            files=process.files if self._takes_files else None,
         )
         self.lane.attach()
         if not await self._warm_up():
@@ -483,6 +494,8 @@ class Worker(LaneOwner):
         self.phase = WorkerPhase.READY
         self.ready_at = self._shop.reactor.touch()
         self._shop.callers.ready(process.pid)
+        if self._voice is not None:
+            self._voice.ready()
         pool.worker_ready(self)
 
     async def _warm_up(self) -> bool:
@@ -747,7 +760,10 @@ class Worker(LaneOwner):
         if record.hint:
             details["hint"] = record.hint
         if record.last_output and not was_ready:
-            details["last_output"] = list(record.last_output[-5:])
+            # All of it is in the log already, from this worker or from one before it.
+            details["last_output"] = telling_line(record.last_output)
+            if self._voice is not None and self._voice.died():
+                details["same_output_as_before"] = True
         log.warning(
             "worker died",
             pid=process.pid,
@@ -761,7 +777,8 @@ class Worker(LaneOwner):
         )
         permanent = record.cause == "script not found"
         text, busy = _with_output(record), self._doing is not None
-        return WorkerExit(False, was_ready, executions, ready_seconds, permanent, text, busy)
+        brief = _in_brief(record)
+        return WorkerExit(False, was_ready, executions, ready_seconds, permanent, text, busy, brief)
 
     def _ended_as_planned(self) -> bool:
         """Whether the end followed our wish. A worker killed by somebody while it finished its last exec has died."""
@@ -809,13 +826,30 @@ def _take_part(_flags: int, _context: bytes, _body: bytes) -> bool:
     return True
 
 
-def _with_output(record: DeathRecord) -> str:
-    """The death in one sentence, followed by the worker's own last words."""
-    parts = [record.text]
-    if record.hint:
-        parts.append(record.hint)
+def _in_brief(record: DeathRecord) -> str:
+    """The death in one sentence, with the line of the worker's own that says most."""
+    line = telling_line(record.last_output)
+    return "; ".join([f"{record.text}: {line}" if line else record.text, *_seen(record)])
+
+
+def telling_line(lines: Sequence[str]) -> str:
+    """The last line that says something: no place of a traceback, neither Python's nor PHP's."""
+    for line in reversed(lines):
+        if line.strip() and not line.startswith((" ", "\t", "#", "Stack trace:")):
+            return line
+    return ""
+
+
+def _seen(record: DeathRecord) -> list[str]:
+    parts = [record.hint] if record.hint else []
     if record.stray_output:
         parts.append(f'on standard output: "{record.stray_output}"')
+    return parts
+
+
+def _with_output(record: DeathRecord) -> str:
+    """The death in one sentence, followed by the worker's own last words."""
+    parts = [record.text, *_seen(record)]
     if record.last_output:
         parts.append("last output: " + " | ".join(record.last_output[-8:]))
     return "; ".join(parts)

@@ -42,6 +42,8 @@ class PoolSpec:
     warmup_request: Callable[[str], tuple[bytes, bytes, int]] | None = None
     #: Says what is wrong with an answer that is none of the worker's errors and a failure all the same; "" if nothing.
     is_failure: Callable[[Answer], str] | None = None
+    #: Its workers are Trailboss's own and can be handed a body that lies in a file as that file.
+    takes_files: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Launch:
     identity: Identity | None
     #: "pipe", or "null" with a socket relay.
     stdin: str
+    #: It may get a socket for open files.
+    files: bool
     #: Key of the configuration that the program comes from.
     key: str
 
@@ -128,6 +132,7 @@ class Workshop:
             environment=environment,
             identity=resolve_identity(self.settings.user, self.settings.group),
             stdin="pipe" if self.hub is None else "null",
+            files=spec.takes_files and self.hub is None,
             key=self._key_of(spec),
         )
 

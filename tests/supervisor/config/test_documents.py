@@ -16,6 +16,7 @@ from trailboss.config.schema import (
     HttpConfig,
     JobsConfig,
     MemoryPipelineConfig,
+    MetricsConfig,
     OtelConfig,
     ServerConfig,
     StatusConfig,
@@ -55,20 +56,21 @@ def test_loading_the_defaults_gives_the_defaults(folder: Folder) -> None:
         http=HttpConfig(address=("127.0.0.1:8080",)),
         jobs=JobsConfig(),
         status=StatusConfig(address="127.0.0.1:2114"),
+        metrics=MetricsConfig(),
         otel=OtelConfig(),
     )
 
 
 def test_the_commented_parts_of_the_defaults_are_valid_too(folder: Folder) -> None:
     """Taking the # away from optional sections and example entries leaves a file that loads."""
-    names = {name for section in all_sections() for name in section_keys(section)} | {"emails"}
+    names = {name for section in all_sections() for name in section_keys(section)} | {"emails", "orders"}
     bare = re.sub(
         r"^( *)# ( *)(\w+):(.*)$",
         lambda match: f"{match[1]}{match[2]}{match[3]}:{match[4]}" if match[3] in names else "",
         defaults_yaml(),
         flags=re.MULTILINE,
     )
-    text = re.sub(r"^( *)(pipelines|channels|plugins): \{\}$", r"\1\2:", bare, flags=re.MULTILINE)
+    text = re.sub(r"^( *)(pipelines|channels|plugins|collect): \{\}$", r"\1\2:", bare, flags=re.MULTILINE)
     config = folder.load(text)
 
     assert config.server is not None
@@ -77,6 +79,8 @@ def test_the_commented_parts_of_the_defaults_are_valid_too(folder: Folder) -> No
     assert list(config.jobs.pipelines) == ["emails"]
     assert list(config.logs.channels) == ["server"]
     assert list(config.plugins) == ["status"]
+    assert config.metrics is not None
+    assert list(config.metrics.collect) == ["orders"]
 
 
 def test_the_schema_has_every_key_and_no_other() -> None:

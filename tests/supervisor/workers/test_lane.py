@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trailboss.figures import Histogram
 from trailboss.reactor import Reactor
 from trailboss.workers.lane import Breach, Exec, Lane, LaneOwner, request_header
 from trailboss.workers.outcome import Answer, ExecTimeout, Outcome, SoftError, WorkerDied
@@ -46,6 +47,7 @@ class IdlePool:
 
     def __init__(self) -> None:
         self.executions = 0
+        self.exec_seconds = Histogram()
         self.idle: list[Lane] = []
         self.gone: list[Lane] = []
         self.resubmitted: list[Exec] = []

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trailboss.figures import Histogram
 from trailboss.reactor import Reactor
 from trailboss.workers.lane import Breach, Exec, FileBody, Lane, LaneOwner, Ticket, request_header
 from trailboss.workers.outcome import Answer, ExecTimeout, Outcome, SoftError
@@ -54,6 +55,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.executions = 0
+        self.exec_seconds = Histogram()
         self.idle: list[Lane] = []
         self.gone: list[Lane] = []
         self.resubmitted: list[Exec] = []
@@ -614,3 +616,54 @@ def test_small_body_is_no_file() -> None:
         FileBody(0, 1 << 20)
     assert request_header(8, 3, 2_000_000) is not request_header(8, 3, 2_000_000)
     assert request_header(8, 3, 2000) is request_header(8, 3, 2000)
+
+
+@pytest.fixture
+def files(scene: Scene) -> Iterator[socket.socket]:
+    """The worker's end of the socket that open files go through."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.settimeout(5)
+    scene.lane._files = ours
+    with ours, theirs:
+        yield theirs
+
+
+def take_file(files: socket.socket) -> tuple[int, int, bytes]:
+    """Number, announced size and content of the next file that was handed over."""
+    data, descriptors, _, _ = socket.recv_fds(files, 12, 1)
+    with open(descriptors[0], "rb") as file:
+        return int.from_bytes(data[:4], "little"), int.from_bytes(data[4:], "little"), file.read()
+
+
+def test_file_handed_over(scene: Scene, files: socket.socket) -> None:
+    """A worker that takes files gets the file, and a frame with the context and the file's number."""
+    scene.say(END)
+    for number in (1, 2):
+        content = os.urandom(1000) * 2000
+        body = file_body(content)
+        send_file(scene, body)
+        (frame,) = receive(scene, 1)
+        assert (frame.flags, frame.options, frame.payload) == (8, (3, number), b"ctx")
+        assert take_file(files) == (number, len(content), content)
+        assert scene.lane._file is None
+        assert scene.lane._pending is None
+        scene.say(END)
+        body.close()
+    assert len(scene.outcomes) == 3
+    assert scene.owner.breaches == []
+    scene.submit()
+
+
+def test_file_that_cannot_be_handed_over(scene: Scene, files: socket.socket) -> None:
+    """Where the socket takes nothing, what is in the file travels through the pipe."""
+    scene.say(END)
+    files.close()
+    content = os.urandom(1000) * 2000
+    body = file_body(content)
+    send_file(scene, body)
+    (frame,) = receive(scene, 1)
+    assert (frame.options, frame.payload) == ((3,), b"ctx" + content)
+    scene.say(END)
+    assert scene.owner.breaches == []
+    body.close()

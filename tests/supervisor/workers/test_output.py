@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trailboss.reactor import Reactor
-from trailboss.workers.output import LineDrain
+from trailboss.workers.output import BOOT_LINES_MAX, BootOutput, BootVoice, LineDrain
 
 
 class Scene:
@@ -130,3 +130,76 @@ def test_lines_do_not_depend_on_how_they_come(lines: list[bytes], cuts: list[int
             expected.append(text + (f" [{len(line) - 25} bytes cut]" if len(line) > 25 else ""))
     assert scene.lines == expected
     scene.close()
+
+
+class Boots:
+    """Several booting workers of one pool; what is logged is `worker: line`."""
+
+    def __init__(self) -> None:
+        self.output = BootOutput()
+        self.logged: list[str] = []
+
+    def voice(self, name: str) -> BootVoice:
+        """Return the voice of a new worker."""
+        return self.output.voice(lambda line: self.logged.append(f"{name}: {line}"))
+
+
+def test_the_same_failure_is_logged_once() -> None:
+    """Boots that say the same one after the other, or mixed, put one copy into the log."""
+    boots = Boots()
+    one, two = boots.voice("one"), boots.voice("two")
+    for voice in (one, two, two, one):
+        voice.line("Traceback" if voice._heard == 0 else "Error")
+    three = boots.voice("three")
+    for line in ("Traceback", "Error"):
+        three.line(line)
+    assert boots.logged == ["one: Traceback", "two: Error"]
+    assert three.died()
+    assert boots.output.said == ["Traceback", "Error"]
+
+
+def test_a_boot_that_succeeds_says_everything() -> None:
+    """A worker that comes up logs what had been held back, in order, and what follows at once."""
+    boots = Boots()
+    one, two = boots.voice("one"), boots.voice("two")
+    one.line("warning")
+    two.line("warning")
+    assert boots.logged == ["one: warning"]
+    one.ready()
+    one.line("serving")
+    two.ready()
+    two.line("serving")
+    assert boots.logged == ["one: warning", "one: serving", "two: warning", "two: serving"]
+    boots.voice("three").line("warning")
+    assert boots.logged[4:] == ["three: warning"]
+
+
+def test_another_failure_is_logged_whole() -> None:
+    """What begins alike and goes on differently is said from its first line; the next is compared with that."""
+    boots = Boots()
+    one = boots.voice("one")
+    one.line("Traceback")
+    one.line("KeyError")
+    boots.logged.clear()
+    two, three = boots.voice("two"), boots.voice("three")
+    for line in ("Traceback", "ValueError"):
+        two.line(line)
+    assert boots.logged == ["two: Traceback", "two: ValueError"]
+    assert not two.died()
+    four = boots.voice("four")
+    for line in ("Traceback", "ValueError"):
+        four.line(line)
+    assert four.died()
+    three.line("Traceback")
+    assert not three.died()
+    assert boots.logged[2:] == ["three: Traceback"]
+
+
+def test_a_boot_that_never_ends_talking_is_not_kept() -> None:
+    """Beyond its limit a boot is logged line by line and not compared any more."""
+    boots = Boots()
+    one = boots.voice("one")
+    for number in range(BOOT_LINES_MAX + 5):
+        one.line(str(number))
+    assert len(boots.logged) == BOOT_LINES_MAX + 5
+    assert len(boots.output.said) == BOOT_LINES_MAX

@@ -38,9 +38,12 @@ def encode_pid(pid: int) -> bytes:
     return encode_frame(b'{"pid":%d}' % pid, flags=CONTROL | JSON)
 
 
-def encode_pid_answer(pid: int) -> bytes:
-    """The worker's answer to `encode_pid`; like PHP's it carries no codec bit."""
-    return encode_frame(b'{"pid":%d}' % pid, flags=CONTROL)
+def encode_pid_answer(pid: int, *, files: bool = False) -> bytes:
+    """The worker's answer to `encode_pid`; like PHP's it carries no codec bit.
+
+    With `files` it says that a body may come as an open file, which Trailboss alone offers (variable TRAILBOSS_FILES).
+    """
+    return encode_frame(b'{"pid":%d%b}' % (pid, b',"files":true' if files else b""), flags=CONTROL)
 
 
 def encode_stop() -> bytes:
@@ -77,3 +80,9 @@ def check_handshake(frame: Frame) -> int:
     if not 0 < pid < 2**31:
         raise HandshakeError(f"the worker reports the impossible pid {pid}")
     return pid
+
+
+def takes_files(frame: Frame) -> bool:
+    """Whether the worker of this handshake, which has been checked, takes bodies as open files."""
+    message = json_loads_limited(frame.payload, size_max=_CONTROL_BYTES_MAX)
+    return isinstance(message, dict) and message.get("files") is True

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import os
 import re
+import struct
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from io import BytesIO
+from io import BufferedReader, BytesIO, FileIO
 from json import JSONDecoder
 from json.encoder import encode_basestring
 from typing import Any, Union
 
 from trailboss_worker.protocol import frames
-from trailboss_worker.protocol.errors import LocalProtocolError, MessageError
+from trailboss_worker.protocol.errors import LocalProtocolError, MessageError, RemoteProtocolError
 from trailboss_worker.sdk.relay import Relay
 from trailboss_worker.sdk.worker import READ_BYTES_MAX, Payload, Worker, _State
 
@@ -47,6 +49,8 @@ Chunk = Union[bytes, bytearray, memoryview, str]  # noqa: UP007
 _IDLE = _State.IDLE
 _BUSY = _State.BUSY
 _HEAD_BYTES = 16
+_FILE = struct.Struct("<IQ")
+_MSG_CMSG_CLOEXEC = 0x40000000  # socket has no name for it
 _F_SETPIPE_SZ = 1031  # fcntl has the names from Python 3.10 on
 _F_GETPIPE_SZ = 1032
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -55,11 +59,29 @@ _NOT_IN_VALUES = re.compile("[\r\n\0]")
 _scan_json = JSONDecoder().scan_once  # type: ignore[attr-defined]  # what decode() calls, in C
 
 
-class HttpLine(Worker):
-    """A Worker with a short way for requests and answers that are whole. `take` and `give` instead of the loop's verbs."""
+class BodyFile(BufferedReader):
+    """A body that lies in a file of the server; its length is that of the body."""
 
-    def __init__(self, relay: Relay | None = None, *, handle_signals: bool = True) -> None:
+    def __init__(self, descriptor: int, size: int) -> None:
+        super().__init__(FileIO(descriptor, "rb"), READ_BYTES)
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+
+class HttpLine(Worker):
+    """A Worker with a short way for requests and answers that are whole. `take` and `give` instead of the loop's verbs.
+
+    With `files` a large body may come as a BodyFile, which its taker closes.
+    """
+
+    def __init__(
+        self, relay: Relay | None = None, *, handle_signals: bool = True, files: bool = False
+    ) -> None:
         super().__init__(relay, handle_signals=handle_signals)
+        self._takes_files = files and self._relay.files_fd >= 0
+        self._files_socket: Any = None
         self._read_fd = self._relay.read_fd
         self._write_fd = self._relay.write_fd
         self._heads_seen: dict[bytes, tuple[int, int, int]] = {}
@@ -153,6 +175,43 @@ class HttpLine(Worker):
             if not self.respond_part(view[start : start + PART_BYTES], b"" if start else context, flags):
                 break
         self.respond()
+
+    def _payload_of(self, frame: frames.Frame) -> Payload | None:
+        if len(frame.options) != 2 or not self._takes_files:
+            return super()._payload_of(frame)
+        if frame.options[0] != len(frame.payload):
+            raise RemoteProtocolError("a request whose body is a file has a context and nothing else")
+        body: Any = self._receive_file(frame.options[1])
+        if body is None:
+            self._over = True
+            return None
+        return Payload(frame.payload, body, frame.flags)
+
+    def _receive_file(self, wanted: int) -> BodyFile | None:
+        """The file of that number, which has been sent before its request; None when the server has gone meanwhile."""
+        import socket
+
+        if self._files_socket is None:
+            self._files_socket = socket.socket(fileno=self._relay.files_fd)
+        while True:
+            space = socket.CMSG_SPACE(4)
+            data, messages, _, _ = self._files_socket.recvmsg(_FILE.size, space, _MSG_CMSG_CLOEXEC)
+            if not data:
+                return None
+            if len(data) != _FILE.size or len(messages) != 1 or len(messages[0][2]) != 4:
+                raise RemoteProtocolError("an open file was announced, but did not come")
+            number, size = _FILE.unpack(data)
+            body = BodyFile(int.from_bytes(messages[0][2], sys.byteorder), size)
+            if number == wanted:
+                return body
+            body.close()  # its request never came
+
+    def close(self) -> None:
+        """Close the relay and give the signals back; a second call does nothing."""
+        if self._files_socket is not None:
+            self._files_socket.detach()  # the descriptor is the relay's
+            self._files_socket = None
+        super().close()
 
     def _take_unusual(self, data: bytes) -> tuple[bytes, bytes, int] | None:
         """The next request where it did not come in one piece; None when there is none, after a handshake for example."""

@@ -7,18 +7,23 @@ one system call each, because a frame cut by two writes is what kills simple rea
 On pipes standard output *is* the relay, so everything else has to be kept off it: the two descriptors are
 duplicated to private numbers, descriptor 0 then reads nothing and descriptor 1 becomes standard error.
 That also catches what C libraries and child processes print, which no replaced `sys.stdout` would.
+
+Trailboss may put a socket beside the pipes, named by TRAILBOSS_FILES, through which open files come: a large body is
+then read from its file instead of travelling through the pipe.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import stat
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket  # at run time only where a socket is used: a worker on pipes starts faster without
 
+FILES_VARIABLE = "TRAILBOSS_FILES"
 CONNECT_TRIES = 11
 CONNECT_PAUSE_SECONDS = 0.1
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -32,12 +37,14 @@ class RelayError(OSError):
 class Relay:
     """Two descriptors that carry frames. Owned by one Worker; not safe for several threads."""
 
-    __slots__ = ("kind", "read_fd", "write_fd")
+    __slots__ = ("files_fd", "kind", "read_fd", "write_fd")
 
-    def __init__(self, kind: str, read_fd: int, write_fd: int) -> None:
+    def __init__(self, kind: str, read_fd: int, write_fd: int, files_fd: int = -1) -> None:
         self.kind = kind
         self.read_fd = read_fd
         self.write_fd = write_fd
+        #: The socket that open files come through; -1 where there is none.
+        self.files_fd = files_fd
 
     def __repr__(self) -> str:
         return f"<Relay {self.kind} reading {self.read_fd} writing {self.write_fd}>"
@@ -67,9 +74,9 @@ class Relay:
             remaining = after_written(remaining, written)
 
     def close(self) -> None:
-        """Close both descriptors; a second call does nothing."""
-        descriptors = {self.read_fd, self.write_fd} - {-1}
-        self.read_fd = self.write_fd = -1
+        """Close all descriptors; a second call does nothing."""
+        descriptors = {self.read_fd, self.write_fd, self.files_fd} - {-1}
+        self.read_fd = self.write_fd = self.files_fd = -1
         for descriptor in descriptors:
             os.close(descriptor)
 
@@ -131,7 +138,22 @@ def _take_standard_streams() -> Relay:
         raise RelayError(f"the pipes relay needs standard input and output: {error}") from error
     _pipes_taken = True
     _point_standard_streams_elsewhere()
-    return _forget_in_children(Relay("pipes", read_fd, write_fd))
+    return _forget_in_children(Relay("pipes", read_fd, write_fd, _take_files_socket()))
+
+
+def _take_files_socket() -> int:
+    """The socket that TRAILBOSS_FILES names, kept from the application's own children; -1 where there is none."""
+    number = os.environ.pop(FILES_VARIABLE, "")
+    if not (number.isascii() and number.isdigit() and int(number) > 2):
+        return -1
+    descriptor = int(number)
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            return -1
+        os.set_inheritable(descriptor, False)
+    except OSError:
+        return -1
+    return descriptor
 
 
 def _point_standard_streams_elsewhere() -> None:

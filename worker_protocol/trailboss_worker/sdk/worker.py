@@ -75,6 +75,7 @@ class Worker:
     ) -> None:
         self._relay = open_relay() if relay is None else relay
         self._decoder = frames.FrameDecoder(payload_cap_bytes)
+        self._takes_files = False
         self._state = _State.IDLE
         self._over = False  # nothing more will come from the server, and nothing more can be said to it
         self._stopping = False
@@ -226,13 +227,16 @@ class Worker:
             if frame.flags & frames.CONTROL:
                 self._on_control(frame)
             elif not frame.stream & (frames.STOP | frames.PONG):
-                context, body = split_payload(frame)
-                return Payload(context, body, frame.flags)
+                return self._payload_of(frame)
         return None
+
+    def _payload_of(self, frame: frames.Frame) -> Payload | None:
+        context, body = split_payload(frame)
+        return Payload(context, body, frame.flags)
 
     def _on_control(self, frame: frames.Frame) -> None:
         if isinstance(parse_control(frame.payload), PidRequest):
-            self._send(encode_pid_answer(os.getpid()))
+            self._send(encode_pid_answer(os.getpid(), files=self._takes_files))
         else:
             self._over = True
 

@@ -1,4 +1,4 @@
-"""The server about itself: rpc.Version, rpc.Config, trailboss.State, trailboss.Deaths, trailboss.Methods.
+"""The server about itself: rpc.Version, rpc.Config, trailboss.State, Workers, Deaths, Refusals, Methods.
 
 The plugin is up before the RPC port is bound, so its always-on methods can answer from the first moment. It keeps
 nothing of its own: each answer is read from whoever knows it, at the time of the call.
@@ -7,18 +7,28 @@ nothing of its own: each answer is read from whoever knows it, at the time of th
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 
 import trio
 
+import trailboss
 from trailboss import ROADRUNNER_COMPAT_VERSION
 from trailboss.config.redact import redacted
 from trailboss.container.contract import Access, Caller, Layer, Plugin, RpcMethod, RpcRefused, Services, raw
+from trailboss.container.inspect import HttpInspector
 from trailboss.container.state import ServerState
 from trailboss.rpc.registry import Registry
 from trailboss.workers.deaths import Deaths
+from trailboss.workers.glance import describe_pools
+from trailboss.workers.pool import PoolSet
 
 __all__ = ["CorePlugin"]
+
+#: Refusals in an answer; more are not kept.
+REFUSALS_MAX = 250
+#: The answer without a web server.
+NO_REFUSALS: Mapping[str, object] = {"total": 0, "counts": [], "refusals": []}
 
 
 class CorePlugin(Plugin):
@@ -65,6 +75,19 @@ class CorePlugin(Plugin):
             RpcMethod(
                 "trailboss.Deaths", self._deaths, plugin=core, doc="the last worker deaths, oldest first"
             ),
+            RpcMethod(
+                "trailboss.Workers",
+                self._workers,
+                always,
+                plugin=core,
+                doc="pools, and what each of their workers does now; of one plugin where its name is given",
+            ),
+            RpcMethod(
+                "trailboss.Refusals",
+                self._refusals,
+                plugin=core,
+                doc="the last requests that were refused and what held the workers, oldest first",
+            ),
             RpcMethod("trailboss.Methods", self._methods, always, plugin=core, doc="this list"),
         )
 
@@ -82,6 +105,23 @@ class CorePlugin(Plugin):
         if deaths is None:
             return []
         return [{**record.as_dict(), "explanation": record.explain()} for record in deaths.records()]
+
+    def _workers(self, argument: object, _caller: Caller) -> dict[str, object]:
+        services = self._known_services()
+        pools = list(services.find(PoolSet) or ())
+        if isinstance(argument, str) and argument:
+            pools = [pool for pool in pools if pool.name == argument]
+        state = services.get(ServerState)
+        return {
+            "version": trailboss.__version__,
+            "phase": state.whole.value,
+            "uptime_seconds": round(state.uptime_seconds, 3),
+            "pools": describe_pools(pools, time.time_ns()),
+        }
+
+    def _refusals(self, _argument: object, _caller: Caller) -> dict[str, object]:
+        inspector = self._known_services().find(HttpInspector)  # type: ignore[type-abstract]
+        return (inspector.http_refusals(REFUSALS_MAX) if inspector is not None else {}) or dict(NO_REFUSALS)
 
     def _methods(self, _argument: object, _caller: Caller) -> list[dict[str, object]]:
         registry = self._known_services().find(Registry)

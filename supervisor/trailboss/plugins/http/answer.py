@@ -8,7 +8,8 @@ client gets a 502, the log one line, and no byte of it is sent.
 Connection, Keep-Alive and the like are left out silently, as is a Transfer-Encoding of `chunked`: applications copy
 them from answers they got elsewhere. Any other transfer coding means that the body is not what it seems.
 
-Heads repeat themselves, so checked ones are remembered, by flags and context. All of this is pure.
+Heads repeat themselves, so checked ones are remembered, by flags and context. Of the others most are plain, and the C code
+of `native` reads them; only the reference refuses. All of this is pure.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from trailboss.plugins.http.h1 import EncodedHeaders
+from trailboss.plugins.http.native import AnswerReader
 from trailboss_worker.protocol.errors import MessageError
 from trailboss_worker.protocol.frames import GOB, MSGPACK, PROTO, RAW
 from trailboss_worker.protocol.http_message import decode_answer_context
@@ -29,6 +32,8 @@ __all__ = [
     "check_length",
     "has_no_body",
     "parse_head",
+    "parse_plain",
+    "parse_reference",
     "parse_trailers",
 ]
 
@@ -92,7 +97,9 @@ _NO_TRAILERS: Final = frozenset(
 #: Those that are no header like any other.
 _SPECIAL: Final = _LEFT_OUT | {b"content-length", b"trailer", b"transfer-encoding"}
 _OTHER_CODECS: Final = RAW | MSGPACK | GOB
+_NO_JSON: Final = PROTO | _OTHER_CODECS
 
+_reader: Final = AnswerReader()
 _memory: dict[tuple[int, bytes], AnswerHead] = {}
 _names: dict[str, tuple[bytes, bytes, bool]] = {}
 
@@ -102,7 +109,7 @@ def parse_head(context: bytes, flags: int) -> AnswerHead:
     key = (flags, context)
     head = _memory.get(key)
     if head is None:
-        head = _parse(context, flags)
+        head = parse_plain(context, flags) or parse_reference(context, flags)
         if len(context) <= _REMEMBERED_LENGTH_MAX:
             if len(_memory) >= MEMORY_MAX:
                 _memory.clear()
@@ -133,7 +140,24 @@ def has_no_body(status: int, method: str) -> bool:
     return method == "HEAD" or status == 204 or status == 304
 
 
-def _parse(context: bytes, flags: int) -> AnswerHead:
+def parse_plain(context: bytes, flags: int) -> AnswerHead | None:
+    """The head of a plain context in JSON; None for any other, about which nothing is said."""
+    found = _reader.read(context) if not flags & _NO_JSON else None
+    if found is None:
+        return None
+    status, length, lines = found
+    headers = EncodedHeaders.of_lines(lines)
+    if len(headers) > HEADERS_MAX:
+        return None
+    return AnswerHead(status, headers, length, plain=_has_plain_status(status))
+
+
+def _has_plain_status(status: int) -> bool:
+    return status >= 200 and status not in (204, 205, 304)
+
+
+def parse_reference(context: bytes, flags: int) -> AnswerHead:
+    """The head of any context, as Python reads it; remembers nothing. Raises BadAnswer."""
     if not context:
         return EMPTY_HEAD
     status, raw_headers = _headers_of(context, flags)
@@ -156,8 +180,7 @@ def _parse(context: bytes, flags: int) -> AnswerHead:
     length = _length(lengths)
     names = _trailer_names(announced) if announced else frozenset()
     if not names or status < 200:
-        plain = status >= 200 and status not in (204, 205, 304)
-        return AnswerHead(status, tuple(headers), length, plain=plain)
+        return AnswerHead(status, EncodedHeaders.of(headers), length, plain=_has_plain_status(status))
     trailers = tuple(pair for pair in headers if pair[0].lower() in names)
     headers = [pair for pair in headers if pair[0].lower() not in names]
     headers.append((b"Trailer", b", ".join(sorted(names))))

@@ -6,8 +6,8 @@ request behind a refused one is never looked at. While an answer is under way a 
 mostly in order to notice a client that goes.
 
 Each request gets an Answer of its own, which is deaf once its request is over: whoever calls too late cannot touch the
-answer of the next request. A small answer is one send. What the kernel does not take is kept in order, `wants_more`
-tells the source to pause; files go out by sendfile.
+answer of the next request. A small answer is one send. What the kernel does not take is kept in order (see `Unsent`),
+`wants_more` tells the source to pause when that has become too much; files go out by sendfile.
 
 A client that closes its sending side before it has its answer counts as gone, as nearly every server has it: there is no
 telling it from one that has closed everything. Its request ends with that; the handler hears of it by `on_gone`.
@@ -20,7 +20,6 @@ import os
 import socket
 import struct
 import termios
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from math import inf
@@ -43,6 +42,8 @@ from trailboss.plugins.http.h1 import (
 from trailboss.plugins.http.limits import Waiting, deadline
 from trailboss.plugins.http.message import EMPTY_BODY, Body, HeaderList, Request
 from trailboss.plugins.http.spool import Incoming
+from trailboss.plugins.http.tls import TlsSocket
+from trailboss.plugins.http.unsent import FilePart, Kept, Unsent
 
 __all__ = ["Answer", "Connection"]
 
@@ -51,7 +52,7 @@ log = logger("http")
 RECEIVE_BYTES: Final = 64 * 1024
 #: While a body arrives, more is taken at once.
 RECEIVE_BODY_BYTES: Final = 256 * 1024
-#: Unsent bytes above which a source shall pause, and below which it may go on.
+#: Unsent bytes of a file above which nothing more shall be added to it, and below which a source may go on.
 UNSENT_BYTES_HIGH: Final = 256 * 1024
 UNSENT_BYTES_LOW: Final = 64 * 1024
 #: Bodies up to this size are joined with their head into one piece; larger ones are not copied.
@@ -62,6 +63,8 @@ READ_AHEAD_BYTES: Final = 64 * 1024
 FILE_BYTES_PER_TURN: Final = 1 << 20
 #: Requests of a pipeline answered before others get their turn.
 REQUESTS_PER_TURN: Final = 32
+#: How HTTP/2 begins where nothing was negotiated (RFC 9113, 3.4); no method of HTTP/1 is called PRI.
+HTTP2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: close() then resets the connection, so that an answer that ends with it does not look complete.
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -320,19 +323,8 @@ def _kernel_queue(fd: int) -> int:
     return int(struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0\0\0\0"))[0])
 
 
-class _FilePart:
-    """A part of a file that waits to be sent."""
-
-    __slots__ = ("count", "fd", "offset")
-
-    def __init__(self, fd: int, offset: int, count: int) -> None:
-        self.fd = fd
-        self.offset = offset
-        self.count = count
-
-
 class Connection:
-    """A client's connection; made by the listener with a connected, non-blocking socket."""
+    """A client's connection; made by the listener with a connected, non-blocking socket, or what looks like one."""
 
     __slots__ = (
         "__weakref__",
@@ -344,6 +336,7 @@ class Connection:
         "_decoder",
         "_ended",
         "_fd",
+        "_fresh",
         "_incoming",
         "_left",
         "_out",
@@ -355,7 +348,7 @@ class Connection:
         "_since",
         "_sock",
         "_stalled_since",
-        "_unsent",
+        "_tls",
         "_waiting",
         "_working",
         "closed",
@@ -363,14 +356,21 @@ class Connection:
     )
 
     def __init__(
-        self, front: Front, sock: socket.socket, local: str, remote_addr: str, remote_port: int
+        self,
+        front: Front,
+        sock: socket.socket | TlsSocket,
+        local: str,
+        remote_addr: str,
+        remote_port: int,
+        scheme: str = "http",
     ) -> None:
         self.front = front
         self.closed = False
         self._reactor = front.reactor
         self._sock = sock
+        self._tls = sock if isinstance(sock, TlsSocket) else None
         self._fd = sock.fileno()
-        self._parser = HeadParser(front.limits, local, remote_addr, remote_port)
+        self._parser = HeadParser(front.limits, local, remote_addr, remote_port, scheme)
         self._buffer = bytearray()
         self._checked = 0
         self._waiting = Waiting.HEAD
@@ -380,18 +380,27 @@ class Connection:
         self._decoder: ChunkDecoder | None = None
         self._left = 0
         self._answer: Answer | None = None
-        self._out: deque[bytearray | memoryview | _FilePart] = deque()
-        self._unsent = 0
+        self._out = Unsent(front.answers)
         self._stalled_since = 0.0
         self._queued = 0  # bytes in the kernel when the stall was looked at last
         self._paused = False
         self._ended = False
+        #: May still turn out to be HTTP/2; with `_waiting` it means that nothing has been asked yet.
+        self._fresh = front.http2.h2c and self._tls is None
         self._closing = False
         self._working = False
         self._deadline: _Deadline | None = None
         self._reactor.register(self._fd, self._on_readable, self._on_writable, self._on_error)
         front.connections.add(self)
         self._arm(self._since + front.limits.head_timeout_seconds)
+
+    def begin(self) -> None:
+        """Look at what came along with the handshake; there is no readiness event for it."""
+        self._on_readable()
+
+    def refuse(self, status: int, reason: str) -> None:
+        """Answer with a refusal instead of any request; the connection ends with that."""
+        self._refuse(status, reason)
 
     # --- in -----------------------------------------------------------------------------------------------------------
 
@@ -411,7 +420,7 @@ class Connection:
             self._on_end()
         elif waiting is Waiting.BODY:
             self._on_body(data)
-        elif waiting is Waiting.ANSWER or self._out or self._closing:
+        elif waiting is Waiting.ANSWER or self._out.size or self._closing:
             self._read_ahead(data)
         elif waiting is Waiting.DEPARTURE:
             pass
@@ -458,7 +467,7 @@ class Connection:
         waiting = self._waiting
         return (
             (waiting is Waiting.HEAD or waiting is Waiting.REQUEST)
-            and not self._out
+            and not self._out.size
             and not self._closing
             and not self.closed
         )
@@ -470,6 +479,7 @@ class Connection:
             self._waiting = Waiting.HEAD
             self._since = self._reactor.now
             self._checked = 0
+            self._fresh = False
         # One empty line before a request is ignored (RFC 9112, 2.2). It counts as a begun head.
         start = 2 if buffer.startswith(b"\r\n") else 0
         end = buffer.find(b"\r\n\r\n", max(start, self._checked - 3))
@@ -481,8 +491,9 @@ class Connection:
             try:
                 check_incomplete_head(buffer, start, max(start, self._checked), self.front.limits)
             except Refusal as refusal:
-                self._refuse(refusal.status, refusal.reason)
-                return None
+                if not self._may_be_http2(buffer, refusal):
+                    self._refuse(refusal.status, refusal.reason)
+                    return None
             self._checked = len(buffer)
         self._arm(self._since + self.front.limits.head_timeout_seconds)
         return None
@@ -494,12 +505,39 @@ class Connection:
             if len(head) > self.front.limits.head_bytes:
                 raise Refusal(431, "the head is too long")
         except Refusal as refusal:
-            self._refuse(refusal.status, refusal.reason)
+            if self._may_be_http2(head, refusal):
+                self._hand_over(head)
+            else:
+                self._refuse(refusal.status, refusal.reason)
             return
         if parser.length:
             self._begin_body(request, parser.length)
         else:
             self._handle(request)
+
+    def _may_be_http2(self, head: bytes | bytearray, refusal: Refusal) -> bool:
+        """Whether what was refused for its version is the preface of HTTP/2, as far as it goes."""
+        return (
+            refusal.status == 505
+            and self._fresh
+            and self._waiting is Waiting.HEAD
+            and HTTP2_PREFACE.startswith(head)
+        )
+
+    def _hand_over(self, head: bytes) -> None:
+        """Leave socket and client to an HTTP/2 connection; this object is done."""
+        from trailboss.plugins.http.h2 import H2Connection
+
+        received = head + bytes(self._buffer)
+        self._buffer.clear()
+        self.closed = True
+        self._reactor.unregister(self._fd)
+        if self._deadline is not None:
+            self._deadline.connection = None
+            self._deadline = None
+        self.front.connections.discard(self)
+        local, addr, port = self._parser.ends
+        H2Connection(self.front, self._sock, local, addr, port, received=received)
 
     def _handle(self, request: Request) -> None:
         front = self.front
@@ -586,6 +624,7 @@ class Connection:
         """Take note that a request has been answered, or given up."""
         front = self.front
         front.in_flight -= 1
+        front.latency.observe(self._reactor.now - request.started)
         if request.body is not EMPTY_BODY:
             request.body.close()
         self._answer = None
@@ -595,7 +634,7 @@ class Connection:
             return
         if not keep:
             self._closing = True
-            if not self._out:
+            if not self._out.size:
                 self._leave()
             return
         self._waiting = Waiting.REQUEST
@@ -609,6 +648,11 @@ class Connection:
         """Answer a request that is not read to its end; the connection ends with that."""
         front = self.front
         front.counters.refusals += 1
+        request = self._request
+        if request is None:
+            front.refusals.add(status, reason)
+        else:
+            front.refusals.add(status, reason, request.method, request.path)
         if self._reactor.now >= front.date_until:
             front.refresh_date()
         self._drop_body()
@@ -621,7 +665,7 @@ class Connection:
             b"%b%b%bConnection: close\r\nContent-Length: %d\r\n\r\n%b"
             % (status_line(status), front.date_line, encode_headers(headers), len(body), body)
         )
-        if not self._out and not self.closed:
+        if not self._out.size and not self.closed:
             self._leave()
 
     def _leave(self) -> None:
@@ -630,9 +674,12 @@ class Connection:
         A connection closed with unread bytes is reset, and a reset may overtake the answer.
         """
         if self._ended or (
-            not self._parser.keep_alive and not self._buffer and self._waiting is Waiting.ANSWER
+            self._tls is None  # its last word needs the longer way
+            and not self._parser.keep_alive
+            and not self._buffer
+            and self._waiting is Waiting.ANSWER
         ):
-            self.close()  # the client has said that nothing follows
+            self._end()  # the client has said that nothing follows
             return
         self._buffer.clear()
         self._waiting = Waiting.DEPARTURE
@@ -646,10 +693,22 @@ class Connection:
         except OSError:
             self.close()
 
+    def _end(self) -> None:
+        """End the connection in good order."""
+        if self._tls is not None and not self.closed:
+            try:
+                self._tls.farewell()
+            except OSError:
+                pass
+        self.close()
+
     def _on_end(self) -> None:
         """The client sends no more: it has gone, unless there is an answer left that it may still take."""
-        if self._answer is not None or not self._out:
+        if self._answer is not None:
             self.close()
+            return
+        if not self._out.size:
+            self._end()
             return
         self._ended = self._closing = True
         self._reactor.unregister(self._fd)
@@ -659,13 +718,13 @@ class Connection:
     def close_if_idle(self, quiet_since: float) -> None:
         """Close unless a request or its answer is under way, or something has happened after `quiet_since`."""
         idle = self._waiting is Waiting.REQUEST or (self._waiting is Waiting.HEAD and not self._buffer)
-        if idle and not self._out and self._since <= quiet_since:
-            self.close()
+        if idle and not self._out.size and self._since <= quiet_since:
+            self._end()
 
     @property
     def is_leaving(self) -> bool:
         """Whether everything is sent and only the client's departure is waited for."""
-        return self._waiting is Waiting.DEPARTURE and not self._out
+        return self._waiting is Waiting.DEPARTURE and not self._out.size
 
     def cut(self) -> None:
         """End the connection with a reset."""
@@ -688,7 +747,7 @@ class Connection:
             self._deadline = None
         self._drop_body()
         self._buffer.clear()
-        self._drop_out()
+        self._out.drop()
         self.front.connections.discard(self)
         answer = self._answer
         if answer is not None and not answer.finished:
@@ -703,13 +762,6 @@ class Connection:
             self._incoming.drop()
         self._request = self._incoming = self._decoder = None
 
-    def _drop_out(self) -> None:
-        for item in self._out:
-            if isinstance(item, _FilePart):
-                os.close(item.fd)
-        self._out.clear()
-        self._unsent = 0
-
     def _on_error(self, error: BaseException) -> None:
         self.close()
 
@@ -719,7 +771,7 @@ class Connection:
         """Send bytes, or keep what the kernel does not take now."""
         if self.closed:
             return
-        if self._out:
+        if self._out.size:
             self._keep(data)
             return
         try:
@@ -737,7 +789,7 @@ class Connection:
         """Send two pieces with one call, without joining them."""
         if self.closed:
             return
-        if self._out:
+        if self._out.size:
             self._keep(head)
             self._keep(body)
             return
@@ -762,37 +814,40 @@ class Connection:
         if self.closed:
             os.close(fd)
             return
-        waits = bool(self._out)
-        self._out.append(_FilePart(fd, offset, count))
-        self._note_unsent(count)
+        out = self._out
+        waits = out.size > 0
+        out.add_file(fd, offset, count)
+        if out.size > UNSENT_BYTES_HIGH and self._answer is not None:
+            self._answer.wants_more = False
         if not waits:
             self._begin_waiting_to_write()
             self._push_out()
 
     def _keep(self, data: bytes | memoryview) -> None:
-        if len(data) < JOINED_BODY_BYTES:
-            last = self._out[-1] if self._out else None
-            if isinstance(last, bytearray) and len(last) < UNSENT_BYTES_LOW:
-                last += data
-            else:
-                self._out.append(bytearray(data))
-        else:
-            self._out.append(memoryview(data))
-        self._note_unsent(len(data))
-
-    def _note_unsent(self, count: int) -> None:
-        self._unsent += count
-        if self._unsent > UNSENT_BYTES_HIGH and self._answer is not None:
-            self._answer.wants_more = False
+        if self.closed:
+            return
+        out, answer = self._out, self._answer
+        kept = out.keep(data, whole=answer is None or answer.finished)
+        if kept is Kept.KEPT:
+            return
+        front = self.front
+        if kept is Kept.FULL:
+            if answer is not None:
+                answer.wants_more = False
+            return
+        front.answers.complain(self._reactor.now, out.reason)
+        self.cut()
 
     def _begin_waiting_to_write(self) -> None:
+        if self.closed:
+            return
         self._stalled_since = now = self._reactor.now
         self._queued = _kernel_queue(self._fd)
         self._reactor.want_write(self._fd, True)
         self._arm(now + self.front.limits.write_timeout_seconds)
 
     def _on_writable_after_end(self) -> None:
-        if self._out:
+        if self._out.size:
             self._on_writable()
         else:  # not asked for: the client does not receive any more either
             self.close()
@@ -804,11 +859,15 @@ class Connection:
         """Send what waits as far as the kernel takes it, within a bound."""
         out = self._out
         budget = FILE_BYTES_PER_TURN
-        while out and budget > 0:
-            item = out[0]
+        while out.size and budget > 0:
+            item = out.first
             try:
-                if isinstance(item, _FilePart):
-                    sent = os.sendfile(self._fd, item.fd, item.offset, min(item.count, budget))
+                if isinstance(item, FilePart):
+                    count = min(item.count, budget)
+                    if self._tls is None:
+                        sent = os.sendfile(self._fd, item.fd, item.offset, count)
+                    else:
+                        sent = self._tls.send_file(item.fd, item.offset, count)
                     if not sent:
                         log.error("a file became shorter while it was sent, the connection is cut")
                         self.cut()
@@ -822,25 +881,13 @@ class Connection:
                 self.close()
                 return
             budget -= sent
-            self._unsent -= sent
             self._stalled_since = self._reactor.now
-            if isinstance(item, _FilePart):
-                item.offset += sent
-                item.count -= sent
-                if not item.count:
-                    os.close(item.fd)
-                    out.popleft()
-            elif sent == len(item):
-                out.popleft()
-            elif isinstance(item, bytearray):
-                del item[:sent]
-            else:
-                out[0] = item[sent:]
+            out.sent(sent)
         self._on_progress()
 
     def _on_progress(self) -> None:
         answer = self._answer
-        if not self._out:
+        if not self._out.size:
             self._reactor.want_write(self._fd, False)
             if self._closing:
                 self._leave()
@@ -850,13 +897,13 @@ class Connection:
                 self._arm(now + self.front.limits.idle_timeout_seconds)
         if answer is not None and not answer.wants_more and self.has_room:
             self._reactor.call_soon(answer._tell_ready)
-        if not self._out and self._buffer and self._answer is None:
+        if not self._out.size and self._buffer and self._answer is None:
             self._work()
 
     @property
     def has_room(self) -> bool:
         """Whether little enough is unsent for a source to go on."""
-        return self._unsent < UNSENT_BYTES_LOW
+        return self._out.size < UNSENT_BYTES_LOW
 
     # --- deadlines ----------------------------------------------------------------------------------------------------
 
@@ -876,7 +923,7 @@ class Connection:
         """Look at what may have taken too long; called by the entry in the wheel, never once closed."""
         self._deadline = None
         limits = self.front.limits
-        if self._out:  # whatever else is waited for begins when the answer has left
+        if self._out.size:  # whatever else is waited for begins when the answer has left
             at = self._stalled_since + limits.write_timeout_seconds
             if now < at or self._takes_something(now):
                 self._arm(self._stalled_since + limits.write_timeout_seconds)
@@ -904,7 +951,7 @@ class Connection:
     def _on_too_late(self) -> None:
         waiting = self._waiting
         if waiting is Waiting.REQUEST or waiting is Waiting.DEPARTURE:
-            self.close()
+            self._end()
             return
         self.front.counters.timeouts += 1
         if waiting is Waiting.HEAD and not self._buffer:

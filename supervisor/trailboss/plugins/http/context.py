@@ -4,8 +4,9 @@
 and, unless allowed, names with underscores stay here; the URI is always absolute and valid, whatever the target was;
 cookies are decoded. :mod:`trailboss_worker.protocol.http_message` encodes that, in either dialect. It is the reference.
 
-Nearly every request is plain: no header twice, an ordinary target. For those `ContextWriter.json` puts the
-same text together from pieces that are remembered: the beginning by client, method and host, each header by its bytes.
+Nearly every request is plain: no header twice, an ordinary target. For those the C code of `native` writes the same text
+from the bytes of the head. Where a middleware has taken or changed the headers, or the C code is not there, `ContextWriter`
+puts it together from pieces that are remembered: the beginning by client, method and host, each header by its bytes.
 What carries secrets (cookies, credentials) or is long is never remembered, and a memory that is full is emptied.
 """
 
@@ -17,6 +18,7 @@ from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
 from trailboss.plugins.http.message import Request
+from trailboss.plugins.http.native import ContextBuffer
 from trailboss_worker.protocol.http_message import HttpRequest, encode_request_json, encode_request_proto
 
 __all__ = ["ContextWriter", "absolute_uri", "canonical_name", "decode_cookies", "describe"]
@@ -51,6 +53,7 @@ MEMORY_MAX: Final = 4096
 
 _REMEMBERED_LENGTH_MAX: Final = 256
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_PLAIN_ENDING: Final = b'"parsed":false,"uploads":null,"attributes":{}}'
 #: A target that is a valid reference as it stands. Brackets in a query are no reserved use of theirs but everybody's.
 _PLAIN_TARGET: Final = re.compile(
     r"/(?:[\w\-.~:/@!$&'()*+,;=]++|%[0-9A-Fa-f]{2})*+(?:\?(?:[\w\-.~:/?@!$&'()*+,;=\[\]]++|%[0-9A-Fa-f]{2})++)?",
@@ -145,20 +148,43 @@ def describe(
 class ContextWriter:
     """Writes contexts; one for a server, so that what it remembers serves every connection."""
 
-    __slots__ = ("_beginnings", "_forms", "_headers", "_secrets", "_underscores")
+    __slots__ = (
+        "_any_native",
+        "_beginnings",
+        "_forms",
+        "_headers",
+        "_plain_native",
+        "_secrets",
+        "_underscores",
+    )
 
     def __init__(self, *, underscores: bool = False, forms: bool = True) -> None:
         """`underscores`: let names with underscores pass. `forms`: a form is not plain, somebody has to parse it."""
         self._underscores = underscores
         self._forms = forms
-        self._beginnings: dict[tuple[str, str, str, str, str], str] = {}
+        self._plain_native = ContextBuffer(underscores=underscores, forms=not forms)
+        self._any_native = ContextBuffer(underscores=underscores, forms=True)
+        self._beginnings: dict[tuple[str, str, str, str, str], bytes] = {}
         self._headers: dict[tuple[bytes, bytes], Entry] = {}
         #: Canonical names of the headers whose values are not remembered.
         self._secrets: dict[bytes, str] = {}
 
     def plain_json(self, request: Request) -> bytes | None:
         """The context of a request whose body goes to the worker as it is; None for one that is not plain."""
+        if request.head:
+            context = self.write_plain(request)
+            if context is not None:
+                return context
         return self._from_pieces(request, '"parsed":false,"uploads":null,', may_be_form=not self._forms)
+
+    def write_plain(self, request: Request) -> bytes | None:
+        """The context of a request with a plain head, written in C; None where C cannot."""
+        ending = _PLAIN_ENDING
+        if request.attributes:
+            ending = f'"parsed":false,"uploads":null,"attributes":{_attributes_json(request.attributes)}}}'.encode()
+        return self._plain_native.write(
+            self._beginning_of(request), request.target, request.query, request.head, ending
+        )
 
     def _from_pieces(self, request: Request, about_body: str, *, may_be_form: bool) -> bytes | None:
         """The context, put together; None where the reference is needed, or for a form where there may be none."""
@@ -183,18 +209,24 @@ class ContextWriter:
         if not may_be_form and "form" in found.get("Content-Type", "").lower():
             return None
         attributes = _attributes_json(request.attributes) if request.attributes else "{}"
-        version, method, scheme = request.version, request.method, request.scheme
-        key = (request.remote_addr, version, method, scheme, request.host)
-        beginning = self._beginnings.get(key) or self._beginning(key)
-        return (
-            f'{beginning}{target}","headers":{{{",".join(found.values())}}},"cookies":{cookies},'
+        text = (
+            f'{target}","headers":{{{",".join(found.values())}}},"cookies":{cookies},'
             f'"rawQuery":"{request.query}",{about_body}"attributes":{attributes}}}'
-        ).encode()
+        )
+        return self._beginning_of(request) + text.encode()
 
     def json(self, request: Request, *, parsed: bool = False, uploads: bytes = b"") -> bytes:
         """The context of any request in the JSON dialect."""
         told = uploads.decode("utf-8", "replace") or "null"
         about_body = f'"parsed":{"true" if parsed else "false"},"uploads":{told},'
+        if request.head:
+            attributes = _attributes_json(request.attributes) if request.attributes else "{}"
+            ending = f'{about_body}"attributes":{attributes}}}'.encode()
+            context = self._any_native.write(
+                self._beginning_of(request), request.target, request.query, request.head, ending
+            )
+            if context is not None:
+                return context
         return self._from_pieces(request, about_body, may_be_form=True) or encode_request_json(
             describe(request, parsed=parsed, uploads=uploads, underscores=self._underscores)
         )
@@ -205,12 +237,17 @@ class ContextWriter:
             describe(request, parsed=parsed, uploads=uploads, underscores=self._underscores, utf8=False)
         )
 
-    def _beginning(self, key: tuple[str, str, str, str, str]) -> str:
+    def _beginning_of(self, request: Request) -> bytes:
+        """The context up to the target."""
+        key = (request.remote_addr, request.version, request.method, request.scheme, request.host)
+        return self._beginnings.get(key) or self._beginning(key)
+
+    def _beginning(self, key: tuple[str, str, str, str, str]) -> bytes:
         remote_addr, version, method, scheme, host = key
         text = (
             f'{{"remoteAddr":{_quoted(remote_addr)},"protocol":"HTTP/{version}","method":{_quoted(method)},'
             f'"uri":"{scheme}://{_valid_host(host)}'
-        )
+        ).encode()
         if len(text) <= 2 * _REMEMBERED_LENGTH_MAX:
             if len(self._beginnings) >= MEMORY_MAX:
                 self._beginnings.clear()

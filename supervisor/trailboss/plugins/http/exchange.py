@@ -38,6 +38,7 @@ from trailboss.plugins.http.forms import (
     parse_urlencoded,
 )
 from trailboss.plugins.http.message import Request, Responder
+from trailboss.plugins.http.refusals import Refusals
 from trailboss.plugins.http.uploads import Owner, UploadRules, Uploads
 from trailboss.reactor import Reactor
 from trailboss.workers.lane import SMALL_PAYLOAD_MAX, FileBody, OnOutcome, OnPart, Ticket
@@ -141,9 +142,11 @@ class Exchange:
         *,
         owner: Owner | None = None,
         raw_body: bool | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
         self.pool = pool
         self.reactor = reactor
+        self.refusals = refusals
         self.raw_body = config.raw_body if raw_body is None else raw_body
         self.flags = PROTO if config.codec == "proto" else JSON
         self.writer = ContextWriter(
@@ -466,6 +469,7 @@ class _Conversation:
         """The exec ended without an answer, and nothing but an interim one was sent."""
         exchange = self.exchange
         refusal = refusal_of(error, exchange.internal_error_code)
+        self._note(refusal.status, refusal.reason, error)
         if isinstance(error, SoftError):
             self._log("the worker reported an error", str(error))
             if self.responder.started:
@@ -485,16 +489,26 @@ class _Conversation:
     def _refuse_answer(self, error: BadAnswer) -> None:
         self._log("bad answer from a worker", str(error))
         refusal = refusal_of(error, self.exchange.internal_error_code)
+        self._note(refusal.status, refusal.reason, error)
         self._hand_over().fail(refusal.status, refusal.reason)
 
     def _refuse_form(self, error: FormRefused) -> None:
+        self._note(error.status, str(error))
         self._hand_over().fail(error.status, str(error))
         self._clean_up()
 
     def _spool_failed(self, error: OSError) -> None:
         self._log("a request's body could not be read back", str(error))
+        self._note(self.exchange.internal_error_code, "internal error", error)
         self._hand_over().fail(self.exchange.internal_error_code, "internal error")
         self._clean_up()
+
+    def _note(self, status: int, reason: str, error: Exception | None = None) -> None:
+        """Keep for `trailboss why --http` that the server answers this itself."""
+        refusals = self.exchange.refusals
+        if refusals is not None:
+            request = self.request
+            refusals.add(status, reason, request.method, request.path, str(error) if error else "")
 
     def _cut(self, text: str) -> None:
         """What was sent is not whole, and the client must see that."""

@@ -8,19 +8,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import formatdate
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from trailboss.figures import FINE_BOUNDS, Histogram
 from trailboss.plugins.http.limits import Limits
 from trailboss.plugins.http.message import Handler, Request, Responder
+from trailboss.plugins.http.refusals import Refusals
 from trailboss.plugins.http.spool import Spool
+from trailboss.plugins.http.unsent import AnswerAccount
 from trailboss.reactor import Reactor
 
-if TYPE_CHECKING:
-    from trailboss.plugins.http.connection import Connection
+__all__ = ["Counters", "Front", "Http2", "Member"]
 
-__all__ = ["Counters", "Front"]
+
+class Member(Protocol):
+    """One client, whatever it speaks and however far it has come."""
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether everything is sent and only the client's departure is waited for."""
+
+    def close_if_idle(self, quiet_since: float) -> None:
+        """Close unless something is under way, or something has happened after `quiet_since`."""
+
+    def close(self) -> None:
+        """End the connection now."""
 
 
 @dataclass(slots=True)
@@ -32,23 +46,49 @@ class Counters:
     requests: int = 0  #: handed to the handler
     refusals: int = 0  #: requests that were not
     timeouts: int = 0  #: connections ended for their slowness
+    handshakes_failed: int = 0  #: TLS handshakes that were no good
+
+
+@dataclass(slots=True)
+class Http2:
+    """What HTTP/2 connections share besides."""
+
+    #: Whether a plain connection may begin with HTTP/2 (by prior knowledge).
+    h2c: bool = False
+    max_concurrent_streams: int = 128
+    floods: int = 0  #: connections ended because they asked for too much
+    #: When each complaint was logged last.
+    complained_at: dict[str, float] = field(default_factory=dict)
 
 
 class Front:
     """State shared by the connections of one web server; all of it belongs to the reactor."""
 
-    def __init__(self, reactor: Reactor, limits: Limits, spool: Spool, handler: Handler) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        limits: Limits,
+        spool: Spool,
+        handler: Handler,
+        answers: AnswerAccount | None = None,
+    ) -> None:
         self.reactor = reactor
         self.limits = limits
         self.spool = spool
+        #: What clients have not taken yet.
+        self.answers = answers if answers is not None else AnswerAccount()
         self.handler = handler
-        self.connections: set[Connection] = set()
+        self.connections: set[Member] = set()
         self.in_flight = 0
         #: Answers end their connection from now on.
         self.draining = False
         #: Called while draining whenever a request or a connection has ended.
         self.on_progress: Callable[[], None] | None = None
         self.counters = Counters()
+        self.http2 = Http2()
+        #: From a request's complete head to the end of its answer, in seconds.
+        self.latency = Histogram(FINE_BOUNDS)
+        self.refusals = Refusals(lambda: reactor.now)
         self.date_line = b""
         self.date_until = 0.0
 
@@ -61,7 +101,8 @@ class Front:
     def refuse_requests(self, reason: str) -> None:
         """Answer every further request with 503 and end its connection."""
 
-        def refuse(_request: Request, responder: Responder) -> None:
+        def refuse(request: Request, responder: Responder) -> None:
+            self.refusals.add(503, reason, request.method, request.path)
             responder.fail(503, reason, retry_after=1, close=True)
 
         self.handler = refuse

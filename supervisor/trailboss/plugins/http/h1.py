@@ -1,9 +1,9 @@
 """HTTP/1 WITHOUT A SOCKET: bytes of a head to a Request, bytes of a chunked body to its content, answers to bytes.
 
 The rule is that of RFC 9112 read strictly: whatever two servers might read in two ways is refused, and a refusal ends
-the connection, so that nothing behind it is ever read as a request. llhttp (httptools) parses heads, with none of its
-leniencies; this file checks what llhttp leaves open: the request line as a whole, folded lines, Host, the framing
-headers, numbers, sizes. Bodies and chunks are counted here, since llhttp has no limit for extensions.
+the connection, so that nothing behind it is ever read as a request. Most heads are plain and read by the C code of
+`native`. All others llhttp (httptools) parses, with none of its leniencies; this file checks what llhttp leaves open: the
+request line as a whole, folded lines, Host, the framing headers, numbers, sizes. Bodies and chunks are counted here, since llhttp has no limit for extensions.
 
 A HeadParser belongs to one connection and is used for all its requests. After `parse` its attributes tell how the body
 is framed and what becomes of the connection.
@@ -18,11 +18,13 @@ from typing import Final
 import httptools
 
 from trailboss.plugins.http.limits import Limits
-from trailboss.plugins.http.message import HeaderList, Request
+from trailboss.plugins.http.message import EMPTY_BODY, HeaderList, Request
+from trailboss.plugins.http.native import HeadReader
 
 __all__ = [
     "CHUNKED",
     "ChunkDecoder",
+    "EncodedHeaders",
     "HeadParser",
     "Refusal",
     "check_incomplete_head",
@@ -83,8 +85,10 @@ class HeadParser:
         "_limits",
         "_local",
         "_parser",
+        "_reader",
         "_remote_addr",
         "_remote_port",
+        "_scheme",
         "expects_continue",
         "keep_alive",
         "length",
@@ -92,12 +96,18 @@ class HeadParser:
     )
 
     def __init__(
-        self, limits: Limits, local: str = "localhost", remote_addr: str = "127.0.0.1", remote_port: int = 0
+        self,
+        limits: Limits,
+        local: str = "localhost",
+        remote_addr: str = "127.0.0.1",
+        remote_port: int = 0,
+        scheme: str = "http",
     ) -> None:
         self._limits = limits
         self._local = local
         self._remote_addr = remote_addr
         self._remote_port = remote_port
+        self._scheme = scheme
         self._host_bytes = b""
         self._host = ""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -109,12 +119,58 @@ class HeadParser:
         # A closure, since it runs once a header; httptools looks for it by this name.
         self.on_header = on_header
         self._parser: httptools.HttpRequestParser | None = None
+        self._reader = HeadReader(limits)
         self.length = 0
         self.keep_alive = True
         self.expects_continue = False
 
+    @property
+    def ends(self) -> tuple[str, str, int]:
+        """The listener's own address, and host and port of the client."""
+        return self._local, self._remote_addr, self._remote_port
+
     def parse(self, head: bytes, now: float) -> Request:
         """Return the request of a complete head, its empty line included. Raises Refusal."""
+        return self.parse_plain(head, now) or self.parse_any(head, now)
+
+    def parse_plain(self, head: bytes, now: float) -> Request | None:
+        """Return the request of exactly one plain head; None for any other bytes, about which nothing is said."""
+        found = self._reader.read(head)
+        if found is None:
+            return None
+        method_size, target_size, path_size, host_offset, host_size, self.length, keep_alive = found
+        self.keep_alive = keep_alive == 1
+        self.expects_continue = False
+        start = method_size + 1
+        path = target = head[start : start + target_size].decode()
+        query = ""
+        if path_size != target_size:
+            path = target[:path_size]
+            query = target[path_size + 1 :]
+        host_bytes = head[host_offset : host_offset + host_size]
+        if host_bytes == self._host_bytes:
+            host = self._host
+        else:
+            self._host_bytes = host_bytes
+            host = self._host = host_bytes.decode()
+        return Request(
+            _METHODS[head[:method_size]],
+            target,
+            path,
+            query,
+            "1.1",
+            None,
+            host,
+            self._remote_addr,
+            self._remote_port,
+            EMPTY_BODY,
+            now,
+            self._scheme,
+            head,
+        )
+
+    def parse_any(self, head: bytes, now: float) -> Request:
+        """As `parse`, by the reference alone. Raises Refusal."""
         line = _REQUEST_LINE.match(head)
         if line is None:
             raise _bad_request_line(head)
@@ -155,6 +211,7 @@ class HeadParser:
             self._remote_addr,
             self._remote_port,
             started=now,
+            scheme=self._scheme,
         )
 
     def _parse_headers(self, head: bytes) -> list[tuple[bytes, bytes]]:
@@ -456,8 +513,35 @@ def interim_status_line(status: int) -> bytes:
     return f"HTTP/1.1 {status} {reason_phrase(status)}\r\n".encode()
 
 
+class EncodedHeaders(tuple[tuple[bytes, bytes], ...]):  # noqa: SLOT001 - a tuple has no room for a slot
+    """Headers that have been checked, and their lines with them; for those that are sent many times, or read as lines."""
+
+    lines: bytes
+
+    @classmethod
+    def of_lines(cls, lines: bytes) -> EncodedHeaders:
+        """Take `NAME: VALUE` lines apart."""
+        headers = cls(
+            [
+                (name, value)
+                for name, _, value in [line.partition(b": ") for line in lines.split(b"\r\n")[:-1]]
+            ]
+        )
+        headers.lines = lines
+        return headers
+
+    @classmethod
+    def of(cls, headers: HeaderList) -> EncodedHeaders:
+        """Encode headers. Raises ValueError as encode_headers does."""
+        encoded = cls(headers)
+        encoded.lines = encode_headers(headers)
+        return encoded
+
+
 def encode_headers(headers: HeaderList) -> bytes:
     """Return header lines. Raises ValueError where a name or value would break out of its line."""
+    if type(headers) is EncodedHeaders:
+        return headers.lines
     lines = b"".join([name + b": " + value + b"\r\n" for name, value in headers])
     count = len(headers)
     if lines.count(b"\n") != count or lines.count(b"\r") != count or b"\x00" in lines:

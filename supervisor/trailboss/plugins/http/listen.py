@@ -1,4 +1,4 @@
-"""The listening end: bind the addresses of `http.address` with clear errors, and accept what comes.
+"""The listening end: bind the addresses of `http.address` and `http.ssl.address` with clear errors, accept what comes.
 
 Binding happens when the workers are ready, so a client that gets a connection gets an answer. What goes wrong while
 accepting (no descriptor left, a peer gone again) never ends a listener: it pauses and goes on. Beyond
@@ -10,16 +10,21 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from trailboss.config.values import parse_http_address
 from trailboss.log import logger
+from trailboss.plugins.http.activation import PassedSockets
 from trailboss.plugins.http.connection import Connection
 from trailboss.plugins.http.front import Front
 from trailboss.socket_file import AddressError, explain_unix, remove_stale
 
-__all__ = ["AddressError", "BoundSocket", "Listener", "bind"]
+if TYPE_CHECKING:
+    from trailboss.plugins.http.handshake import TlsEntrance
+
+__all__ = ["AddressError", "BoundSocket", "Listener", "bind", "bind_all"]
 
 log = logger("http")
 
@@ -32,6 +37,9 @@ BACK_OFF_SECONDS: Final = 0.1
 COMPLAINT_SECONDS: Final = 60.0
 #: A silent client is asked for a sign of life after this time, so that one that has vanished is noticed.
 KEEPALIVE_IDLE_SECONDS: Final = 60
+#: So many bytes of an answer wait in the kernel beyond those on the way. Without it the kernel takes megabytes for each client
+#: that does not read, which no limit of ours would count.
+NOT_SENT_BYTES: Final = 256 * 1024
 
 _NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -43,6 +51,7 @@ class BoundSocket:
     sock: socket.socket
     #: host:port or unix:path as it came out, a port of 0 replaced by the one that was found.
     address: str
+    #: The file to be removed in the end; "" where there is none or it is somebody else's.
     path: str = ""
     inode: tuple[int, int] = (0, 0)
 
@@ -58,15 +67,55 @@ class BoundSocket:
                 pass
 
 
-def bind(address: str) -> BoundSocket:
-    """Bind one address, `host:port` or `unix:path`. Raises AddressError."""
+def bind_all(
+    keys: Iterable[tuple[str, Iterable[str]]], passed: PassedSockets
+) -> list[tuple[str, BoundSocket]]:
+    """Bind every address of every key, passed sockets included; return each with its key. Raises AddressError: none is.
+
+    Blocks for as long as names are looked up.
+    """
+    addresses = [(key, address) for key, values in keys for address in values]
+    names = [address.removeprefix("systemd:") for _, address in addresses if address.startswith("systemd:")]
+    bound: list[tuple[str, BoundSocket]] = []
     try:
-        scheme, host, port = parse_http_address(address)
+        for key, address in addresses:
+            scheme, name, _ = _parse(address, key)
+            if scheme == "systemd":
+                claimed = passed.claim(name, f"{key}: {address}", names)
+                bound.extend((key, _adopt(sock)) for sock in claimed)
+            else:
+                bound.append((key, bind(address, key)))
+    except AddressError:
+        for _, item in bound:
+            item.close()
+        raise
+    for name in passed.close_rest():
+        log.warning("a socket that systemd has passed is not used", name=name)
+    return bound
+
+
+def _parse(address: str, key: str) -> tuple[str, str, int]:
+    try:
+        return parse_http_address(address)
     except ValueError as error:
-        raise AddressError(f"http.address: {address}: {error}; write host:port or unix:/path") from None
+        raise AddressError(f"{key}: {address}: {error}; write host:port or unix:/path") from None
+
+
+def bind(address: str, key: str = "http.address") -> BoundSocket:
+    """Bind one address of the configuration's `key`, `host:port` or `unix:path`. Raises AddressError."""
+    scheme, host, port = _parse(address, key)
     if scheme == "unix":
-        return _bind_unix(host, f"http.address: {address}")
-    return _bind_tcp(host, port, f"http.address: {address}")
+        return _bind_unix(host, f"{key}: {address}")
+    return _bind_tcp(host, port, f"{key}: {address}")
+
+
+def _adopt(sock: socket.socket) -> BoundSocket:
+    """Take a passed socket into use."""
+    if sock.family is socket.AF_UNIX:
+        name = sock.getsockname()
+        return BoundSocket(sock, f"unix:{name if isinstance(name, str) else name.decode(errors='replace')}")
+    _prepare_tcp(sock)
+    return BoundSocket(sock, _tcp_address(sock))
 
 
 def _bind_unix(path: str, what: str) -> BoundSocket:
@@ -102,10 +151,7 @@ def _bind_tcp(host: str, port: int, what: str) -> BoundSocket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family is socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if not host else 1)
-        # Accepted sockets inherit these.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
+        _prepare_tcp(sock)
         sock.bind(place)
         sock.listen(BACKLOG)
     except OSError as error:
@@ -113,10 +159,20 @@ def _bind_tcp(host: str, port: int, what: str) -> BoundSocket:
         if error.errno == errno.EADDRNOTAVAIL and not host and family is socket.AF_INET6:
             return _bind_tcp("0.0.0.0", port, what)  # a machine without IPv6
         raise AddressError(_explain_tcp(what, error)) from error
-    bound_host, bound_port = sock.getsockname()[:2]
-    return BoundSocket(
-        sock, f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
-    )
+    return BoundSocket(sock, _tcp_address(sock))
+
+
+def _prepare_tcp(sock: socket.socket) -> None:
+    """Set what accepted sockets inherit."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
+
+
+def _tcp_address(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _explain_tcp(what: str, error: OSError) -> str:
@@ -132,13 +188,15 @@ def _explain_tcp(what: str, error: OSError) -> str:
 class Listener:
     """Accepts the connections of one bound socket until `close`. Lives on the reactor."""
 
-    def __init__(self, bound: BoundSocket, front: Front) -> None:
+    def __init__(self, bound: BoundSocket, front: Front, entrance: TlsEntrance | None = None) -> None:
+        """`entrance`: clients speak TLS here."""
         self.address = bound.address
+        self._entrance = entrance
         self._bound = bound
         self._front = front
         self._reactor = front.reactor
         self._fd = bound.sock.fileno()
-        self._local = "localhost" if bound.path else bound.address
+        self._local = "localhost" if bound.address.startswith("unix:") else bound.address
         self._complained: dict[str, float] = {}
         self._closed = False
         self._reactor.register(self._fd, self._on_readable)
@@ -181,7 +239,10 @@ class Listener:
         host, port = _peer(address)
         try:
             sock.setblocking(False)
-            Connection(front, sock, self._local, host, port)
+            if self._entrance is None:
+                Connection(front, sock, self._local, host, port)
+            else:
+                self._entrance.admit(sock, self._local, host, port)
         except Exception as error:
             # Costs this connection and no other: an exception out of here would cost the listening socket.
             sock.close()

@@ -74,9 +74,10 @@ class Request:
     """One request, its head checked, its body received."""
 
     __slots__ = (
+        "_headers",
         "attributes",
         "body",
-        "headers",
+        "head",
         "host",
         "id",
         "method",
@@ -97,14 +98,16 @@ class Request:
         path: str,
         query: str,
         version: str,
-        headers: list[tuple[bytes, bytes]],
+        headers: list[tuple[bytes, bytes]] | None,
         host: str,
         remote_addr: str = "127.0.0.1",
         remote_port: int = 0,
         body: Body = EMPTY_BODY,
         started: float = 0.0,
         scheme: str = "http",
+        head: bytes = b"",
     ) -> None:
+        """Either `headers`, or a plain `head` to take them from when somebody asks."""
         self.method = method
         #: The request target as it was written.
         self.target = target
@@ -114,7 +117,10 @@ class Request:
         self.query = query
         #: "1.0" or "1.1"
         self.version = version
-        self.headers = headers
+        self._headers = headers
+        #: The plain head as it was received, b"" where it was not plain, or as soon as somebody has taken the list of its
+        #: headers, which may be changed.
+        self.head = head
         #: The checked Host; the listener's own address for HTTP/1.0 without one.
         self.host = host
         self.scheme = scheme
@@ -128,8 +134,32 @@ class Request:
         #: Identifier for logs and traces, "" where none was given.
         self.id = ""
 
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """All headers; the list may be changed."""
+        headers = self._headers
+        if headers is None:
+            headers = self._headers = _headers_of(self.head)
+            self.head = b""
+        return headers
+
+    @headers.setter
+    def headers(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self._headers = headers
+        self.head = b""
+
     def header(self, name: bytes) -> bytes | None:
         """Return the value of the header `name` (lower case), repeated ones joined; None where there is none."""
+        head = self.head
+        if head:
+            lower = head.lower()
+            start = lower.find(b"\r\n%b:" % name)
+            if start < 0:
+                return None
+            start += len(name) + 3
+            end = head.index(b"\r\n", start)
+            if lower.find(b"\r\n%b:" % name, end) < 0:
+                return head[start:end].strip(b" \t")
         found = [value for key, value in self.headers if key.lower() == name]
         if not found:
             return None
@@ -139,6 +169,16 @@ class Request:
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.target} from {self.remote_addr}>"
+
+
+def _headers_of(head: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a head that is plain: one line each, checked."""
+    return [
+        (name, value.strip(b" \t"))
+        for name, _, value in [
+            line.partition(b":") for line in head[head.index(b"\n") + 1 : -4].split(b"\r\n") if line
+        ]
+    ]
 
 
 class Responder(Protocol):

@@ -1,7 +1,7 @@
 """The plugin `http`: listeners in front, the pool behind, middleware between.
 
-Life: `run` builds the chain, so a wrong middleware fails the start before anything listens; `open` binds the listeners
-once the workers are ready, so READY means that a request is answered; `close_intake` takes no further connection, and
+Life: `run` builds the chain and loads the certificate, so what is wrong with either fails the start before anything
+listens, and looks after changed certificates; `open` binds the listeners once the workers are ready, so READY means that a request is answered; `close_intake` takes no further connection, and
 every answer ends its connection from then on; `drain` waits for the requests under way and a moment more for those that
 kept connections send just then; afterwards a request is answered 503, and the end of `run` closes what is left.
 """
@@ -16,14 +16,21 @@ import trio
 
 from trailboss.config.schema import HttpConfig
 from trailboss.container.contract import Layer, Phase, Plugin, PluginFailed, Services
+from trailboss.container.inspect import HttpFigures, HttpInspector
 from trailboss.log import logger
+from trailboss.plugins.http.activation import PassedSockets
+from trailboss.plugins.http.certificates import LOOK_SECONDS, CertificateError, Certificates
 from trailboss.plugins.http.contract import LineSink, MiddlewareError, MiddlewareServices
 from trailboss.plugins.http.exchange import Exchange
 from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.limits import Limits
-from trailboss.plugins.http.listen import AddressError, BoundSocket, Listener, bind
+from trailboss.plugins.http.listen import AddressError, Listener, bind_all
 from trailboss.plugins.http.middleware.chain import build_chain
+from trailboss.plugins.http.redirect import redirect_plain
+from trailboss.plugins.http.refusals import Refusals
 from trailboss.plugins.http.spool import Spool
+from trailboss.plugins.http.unsent import AnswerAccount
+from trailboss.plugins.http.upload_folder import sweep
 from trailboss.plugins.http.uploads import Owner
 from trailboss.reactor import Reactor
 from trailboss.workers.lane import OnOutcome, OnPart
@@ -78,6 +85,7 @@ class HttpPlugin(Plugin):
         section: Callable[[str, type], object] | None = None,
         logs_info: Callable[[], bool] = lambda: True,
         access_lines: LineSink | None = None,
+        passed_sockets: PassedSockets | None = None,
     ) -> None:
         self._config = config
         self._raw_body = raw_body
@@ -85,6 +93,8 @@ class HttpPlugin(Plugin):
         self._section = section
         self._logs_info = logs_info
         self._access_lines = access_lines
+        self._passed_sockets = passed_sockets if passed_sockets is not None else PassedSockets()
+        self._certificates: Certificates | None = None
         self._exchange: Exchange | None = None
         self._front: Front | None = None
         self._listeners: list[Listener] = []
@@ -96,12 +106,15 @@ class HttpPlugin(Plugin):
         """The pool of the workers that answer requests."""
         from trailboss.workers.workshop import PoolSpec
 
-        return (PoolSpec("http", "http", self._config.pool),)
+        ours = self._raw_body is True  # what wants bodies as they were sent whatever the file says
+        return (PoolSpec("http", "http", self._config.pool, takes_files=ours),)
 
     def attach_pool(self, pool: Pool) -> None:
         """Receive the pool; requests are handed to it from `open` on."""
         assert self._exchange is not None  # made by `run`, which the container has waited for
         self._exchange.pool = pool
+        if self._front is not None:
+            self._front.refusals.pool = pool
 
     async def run(
         self,
@@ -111,24 +124,40 @@ class HttpPlugin(Plugin):
     ) -> None:
         """Build the chain, be healthy, serve until `stopping`.
 
-        Raises: PluginFailed where a middleware cannot be made.
+        Raises: PluginFailed where a middleware cannot be made or the certificate cannot be used.
         On cancellation: connections are closed at once.
         """
         reactor = services.get(Reactor)
         config = self._config
+        refusals = Refusals(lambda: reactor.now)
         exchange = self._exchange = Exchange(
-            _PoolToCome(), config, reactor, owner=self._owner, raw_body=self._raw_body
+            _PoolToCome(), config, reactor, owner=self._owner, raw_body=self._raw_body, refusals=refusals
         )
         try:
             handler = build_chain(config, self._middleware_services(reactor), exchange)
         except MiddlewareError as error:
             raise PluginFailed(self.name, Phase.STARTING, str(error)) from error
+        await self._load_certificates()
         limits = config.limits
         spool = Spool(limits.body_memory * MEGABYTE, limits.body_memory_total * MEGABYTE, config.uploads.dir)
-        front = self._front = Front(reactor, Limits.of(limits, config.max_request_size), spool, handler)
+        answers = AnswerAccount(
+            limits.answer_memory * MEGABYTE,
+            limits.answer_memory_total * MEGABYTE,
+            limits.answer_file * MEGABYTE,
+            limits.answer_file_total * MEGABYTE,
+            config.uploads.dir,
+        )
+        front = self._front = Front(
+            reactor, Limits.of(limits, config.max_request_size), spool, handler, answers
+        )
+        front.refusals = refusals
+        front.http2.h2c = config.http2.h2c
+        front.http2.max_concurrent_streams = config.http2.max_concurrent_streams
+        services.provide(HttpInspector, self)  # type: ignore[type-abstract] # the key of a service may be a Protocol
         try:
+            await trio.to_thread.run_sync(sweep, exchange.upload_rules.folder.parent, self._owner)
             task_status.started()
-            await stopping.wait()
+            await self._until(stopping)
         finally:
             self._close_listeners()
             front.close_all()
@@ -144,21 +173,68 @@ class HttpPlugin(Plugin):
             return services
         return replace(services, section=self._section)  # type: ignore[arg-type]
 
+    async def _load_certificates(self) -> None:
+        if self._config.ssl is None:
+            return
+        try:
+            self._certificates = await trio.to_thread.run_sync(
+                Certificates, self._config.ssl, self._protocols()
+            )
+        except CertificateError as error:
+            raise PluginFailed(self.name, Phase.STARTING, str(error)) from error
+
+    def _protocols(self) -> tuple[str, ...]:
+        """What clients may agree upon over TLS, the preferred one first."""
+        return ("h2", "http/1.1") if self._config.http2.enabled else ("http/1.1",)
+
+    async def _until(self, stopping: trio.Event) -> None:
+        """Wait for the stop; meanwhile look for changed certificates."""
+        certificates = self._certificates
+        if certificates is None:
+            await stopping.wait()
+            return
+        while True:
+            with trio.move_on_after(LOOK_SECONDS):
+                await stopping.wait()
+                return
+            await trio.to_thread.run_sync(certificates.look)
+
+    async def reload_certificates(self) -> bool:
+        """Read the certificate's files now, without waiting for them to be noticed.
+
+        False where they cannot be used, which is logged, and the old ones stay; or where there is no TLS.
+        """
+        if self._certificates is None:
+            return False
+        return await trio.to_thread.run_sync(self._certificates.reload)
+
     async def open(self) -> None:
         """Bind every address and begin to accept. Raises PluginFailed, with no address bound, if one cannot be."""
         front = self._front
         assert front is not None
-        bound: list[BoundSocket] = []
+        ssl, entrance = self._config.ssl, None
+        keys = [("http.address", self._config.address)]
+        if ssl is not None:
+            keys.append(("http.ssl.address", ssl.address))
         try:
-            for address in self._config.address:
-                bound.append(await trio.to_thread.run_sync(bind, address))
+            bound = await trio.to_thread.run_sync(bind_all, keys, self._passed_sockets)
         except AddressError as error:
-            for item in bound:
-                item.close()
             raise PluginFailed(self.name, Phase.HEALTHY, str(error)) from error
         front.reactor.touch()
-        self._listeners = [Listener(item, front) for item in bound]
-        log.info("http server was started", address=[listener.address for listener in self._listeners])
+        secure = [item.address for key, item in bound if key == "http.ssl.address"]
+        if self._certificates is not None:
+            from trailboss.plugins.http.h2 import H2Connection
+            from trailboss.plugins.http.handshake import TlsEntrance
+
+            # Offered only where it is enabled; so it is agreed on only then.
+            entrance = TlsEntrance(front, self._certificates, {"h2": H2Connection})
+        if ssl is not None and ssl.redirect:
+            front.handler = redirect_plain(front.handler, _port(secure[0]))
+        self._listeners = [
+            Listener(item, front, entrance if key == "http.ssl.address" else None) for key, item in bound
+        ]
+        plain = [item.address for key, item in bound if key == "http.address"]
+        log.info("http server was started", address=plain, **({"ssl_address": secure} if secure else {}))
 
     async def close_intake(self) -> None:
         """Accept who has connected already, then release the addresses. Every answer ends its connection from now on."""
@@ -203,9 +279,39 @@ class HttpPlugin(Plugin):
             "requests": counters.requests,
             "refused": counters.refusals,
             "timeouts": counters.timeouts,
+            **self._tls_detail(counters.handshakes_failed),
             "body_memory_bytes": front.spool.memory_bytes,
             "body_files": front.spool.files,
+            "answer_memory_bytes": front.answers.memory_bytes,
+            "answer_files": front.answers.files,
+            "answers_lost": front.answers.lost,
         }
+
+    def http_figures(self) -> HttpFigures | None:
+        """What has been served and what is going on; for the status page."""
+        front = self._front
+        if front is None:
+            return None
+        counters, latency = front.counters, front.latency
+        return HttpFigures(
+            addresses=self.addresses,
+            requests=counters.requests,
+            refused=front.refusals.total,
+            timeouts=counters.timeouts,
+            in_flight=front.in_flight,
+            connections=len(front.connections),
+            latency_bounds=latency.bounds,
+            latency_counts=tuple(latency.counts),
+        )
+
+    def http_refusals(self, last: int) -> dict[str, object]:
+        """The last requests that the server answered itself; for `trailboss.Refusals`."""
+        return {} if self._front is None else self._front.refusals.report(last)
+
+    def _tls_detail(self, handshakes_failed: int) -> Mapping[str, object]:
+        if self._certificates is None:
+            return {}
+        return {"handshakes_failed": handshakes_failed, "certificate_reloads": self._certificates.reloads}
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -221,3 +327,8 @@ class HttpPlugin(Plugin):
         for listener in self._listeners:
             listener.close()
         self._listeners = []
+
+
+def _port(address: str) -> int:
+    """Return the port of a bound address; that of https for a unix socket, which has something in front."""
+    return 443 if address.startswith("unix:") else int(address.rpartition(":")[2])

@@ -1,7 +1,7 @@
 """UPLOADS: files of forms on their way to the worker, in temporary files that are gone when the answer is out.
 
-A file is created for its owner alone (0600, never through a link: mkstemp), given to the worker's user where it has
-one, and named `upload` and something random. The name that the client gave is shown to the application, never used.
+A file is created for its owner alone (0600, never through a link: mkstemp) in this server's own folder (see
+upload_folder.py), given to the worker's user where it has one, and named `upload` and something random. The name that the client gave is shown to the application, never used.
 Errors are PHP's numbers: the application finds them in the tree, the request is not refused.
 
 An Uploads belongs to one request. `remove` is called when its answer is out or its worker has died; an application
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
 from typing import Final
 
 from trailboss.config.schema import UploadsConfig
 from trailboss.log import logger
 from trailboss.plugins.http.forms import FormRefused
+from trailboss.plugins.http.upload_folder import Owner, UploadFolder
 from trailboss_worker.protocol.http_message import FormTreeError, build_upload_tree, encode_form_tree
 
 __all__ = ["CANNOT_WRITE", "FORBIDDEN", "NO_FOLDER", "OK", "Owner", "UploadRules", "Uploads", "safe_name"]
@@ -32,21 +32,13 @@ FORBIDDEN: Final = 8
 _NAME_LENGTH_MAX: Final = 255
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Whom the files are given to."""
-
-    uid: int
-    gid: int
-
-
 class UploadRules:
     """What `http.uploads` says, prepared once."""
 
     __slots__ = ("_allow", "_forbid", "folder", "owner")
 
     def __init__(self, config: UploadsConfig, owner: Owner | None = None) -> None:
-        self.folder = config.dir or tempfile.gettempdir()
+        self.folder = UploadFolder(config.dir or tempfile.gettempdir(), owner)
         self.owner = owner
         self._forbid = frozenset(map(_extension_key, config.forbid))
         self._allow = frozenset(map(_extension_key, config.allow))
@@ -94,12 +86,13 @@ class Uploads:
 class _Upload:
     """One file."""
 
-    __slots__ = ("_fd", "_mime", "_name", "error", "path", "size")
+    __slots__ = ("_fd", "_folder", "_mime", "_name", "error", "path", "size")
 
     def __init__(self, rules: UploadRules, name: str, mime: str) -> None:
         self._name = name
         self._mime = mime
         self._fd = -1
+        self._folder = rules.folder
         self.path = ""
         self.size = 0
         self.error = OK
@@ -107,7 +100,7 @@ class _Upload:
             self.error = FORBIDDEN
             return
         try:
-            self._fd, self.path = tempfile.mkstemp(prefix="upload", dir=rules.folder)
+            self._fd, self.path = rules.folder.create()
         except OSError as error:
             self._fail(NO_FOLDER, error)
             return
@@ -159,6 +152,7 @@ class _Upload:
                 pass
             except OSError as error:
                 log.warning("an uploaded file could not be removed", path=path, text=str(error))
+            self._folder.let_go()
 
     def _fail(self, code: int, error: OSError) -> None:
         log.error("an uploaded file could not be stored", code=code, text=str(error))

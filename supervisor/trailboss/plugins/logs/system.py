@@ -127,6 +127,12 @@ class LogSystem:
         """Return the target of standard error where that is a terminal, for a footer; None otherwise."""
         return self._stream("stderr") if os.isatty(2) else None
 
+    def is_seen(self, level: str, logger: str) -> bool:
+        """Whether records of a logger are read on standard error."""
+        channel = self.channel(logger)
+        shown = any(target is self._targets.get("stderr") for target, _ in channel.outputs)
+        return shown and LEVELS[level] >= channel.level
+
     def flush(self, timeout_seconds: float) -> bool:
         """Wait until everything logged so far is written; False when that took longer."""
         deadline = time.monotonic() + timeout_seconds

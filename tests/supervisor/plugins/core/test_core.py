@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import trio
 
 import trailboss
 from trailboss.container.contract import Access, Caller, Services, WholePhase
+from trailboss.container.inspect import HttpInspector
 from trailboss.container.state import ServerState
 from trailboss.plugins.core.plugin import CorePlugin
 from trailboss.rpc.codec import encode_result
@@ -65,6 +67,24 @@ async def test_deaths_are_told_with_their_explanation(nursery: trio.Nursery) -> 
     json.dumps(row)
 
 
+async def test_refusals_come_from_the_web_server(nursery: trio.Nursery) -> None:
+    """trailboss.Refusals is the web server's report; without one there is nothing to tell."""
+    services = Services()
+    call = await started(nursery, CorePlugin({}), services)
+    assert call("trailboss.Refusals") == {"total": 0, "counts": [], "refusals": []}
+    report = {"total": 1, "counts": [], "refusals": [{"status": 503}]}
+    services.provide(HttpInspector, SimpleNamespace(http_refusals=lambda last: report))  # type: ignore[type-abstract, arg-type]
+    assert call("trailboss.Refusals") == report
+
+
+async def test_workers_without_pools(nursery: trio.Nursery) -> None:
+    """trailboss.Workers always has the server's phase; pools where there are any."""
+    call = await started(nursery, CorePlugin({}), Services())
+    answer = call("trailboss.Workers")
+    assert (answer["phase"], answer["pools"]) == ("starting", [])
+    encode_result("json", answer)
+
+
 async def test_the_methods_are_those_of_the_registry(nursery: trio.Nursery) -> None:
     """trailboss.Methods lists what the RPC port serves; empty until the port is bound."""
     services = Services()
@@ -73,7 +93,15 @@ async def test_the_methods_are_those_of_the_registry(nursery: trio.Nursery) -> N
     assert call("trailboss.Methods") == []
     services.provide(Registry, Registry(plugin.rpc_methods()))
     names = [row["name"] for row in call("trailboss.Methods")]
-    assert names == ["rpc.Config", "rpc.Version", "trailboss.Deaths", "trailboss.Methods", "trailboss.State"]
+    assert names == [
+        "rpc.Config",
+        "rpc.Version",
+        "trailboss.Deaths",
+        "trailboss.Methods",
+        "trailboss.Refusals",
+        "trailboss.State",
+        "trailboss.Workers",
+    ]
     encode_result("json", call("trailboss.Methods"))
 
 

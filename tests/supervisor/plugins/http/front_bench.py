@@ -11,6 +11,7 @@ from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.limits import Limits
 from trailboss.plugins.http.message import Handler, Request, Responder
 from trailboss.plugins.http.spool import Spool
+from trailboss.plugins.http.unsent import AnswerAccount
 from trailboss.reactor import Reactor
 
 START = 1000.0
@@ -98,12 +99,19 @@ class Client:
 class Bench:
     """A front with its clients."""
 
-    def __init__(self, handler: Handler | None = None, limits: Limits | None = None, **spool: int) -> None:
+    def __init__(
+        self,
+        handler: Handler | None = None,
+        limits: Limits | None = None,
+        answers: AnswerAccount | None = None,
+        **spool: int,
+    ) -> None:
         self.reactor = HandReactor()
         self.echo = Echo()
         self.spool = Spool(spool.get("per_body", 1 << 20), spool.get("total", 64 << 20))
-        self.front = Front(self.reactor, limits or Limits(), self.spool, handler or self.echo)
+        self.front = Front(self.reactor, limits or Limits(), self.spool, handler or self.echo, answers)
         self._clients: list[socket.socket] = []
+        self.closed = False
 
     def connect(self) -> Client:
         """Return a new client."""
@@ -112,6 +120,10 @@ class Bench:
         theirs.setblocking(False)
         self._clients.append(theirs)
         return Client(self, theirs, Connection(self.front, ours, "local:80", "192.0.2.1", 4711))
+
+    def keep(self, sock: socket.socket) -> None:
+        """Close this client's socket in the end."""
+        self._clients.append(sock)
 
     def settle(self) -> None:
         """Let the front work until it has nothing to do."""
@@ -129,7 +141,10 @@ class Bench:
         self.settle()
 
     def close(self) -> None:
-        """Close everything."""
+        """Close everything; may be called again."""
+        if self.closed:
+            return
+        self.closed = True
         self.front.close_all()
         self.settle()
         for sock in self._clients:

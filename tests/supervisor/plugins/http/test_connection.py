@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 import h11
 import pytest
+import structlog
 from front_bench import Bench, Client, MakeBench
 
 from trailboss.plugins.http.limits import Limits, Waiting, deadline
 from trailboss.plugins.http.message import Request, Responder
+from trailboss.plugins.http.unsent import AnswerAccount
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 GET_1_0 = b"GET / HTTP/1.0\r\n\r\n"
@@ -619,9 +621,9 @@ def test_a_client_that_takes_nothing(make_bench: MakeBench) -> None:
 
 
 def test_a_source_is_told_to_pause_and_to_go_on(make_bench: MakeBench) -> None:
-    """`wants_more` is False while much is unsent; `on_ready` is called when there is room, and everything arrives."""
+    """`wants_more` is False while too much is unsent; `on_ready` is called when there is room, and everything arrives."""
     later = Later()
-    bench = make_bench(later)
+    bench = make_bench(later, answers=AnswerAccount(200_000, 1 << 20, 0, 0))
     client = bench.connect()
     client.sock.sendall(GET)
     bench.settle()
@@ -632,7 +634,7 @@ def test_a_source_is_told_to_pause_and_to_go_on(make_bench: MakeBench) -> None:
         responder.data(b"%07d\n" % sent * 1000)
         sent += 1
         assert sent < 10_000
-    assert client.connection._unsent < 1 << 20
+    assert bench.front.answers.memory_bytes < 300_000
     assert later.ready == []
     while not responder.wants_more:
         client.received += client.sock.recv(30_000)
@@ -644,6 +646,111 @@ def test_a_source_is_told_to_pause_and_to_go_on(make_bench: MakeBench) -> None:
     client.take()
     body = as_h11_sees(client.received)[2]
     assert body == b"".join(b"%07d\n" % number * 1000 for number in range(sent)) + b"last"
+
+
+def test_a_slow_client_does_not_hold_its_source(make_bench: MakeBench) -> None:
+    """Megabytes are taken from the source at once, in memory and in a file, and arrive whole, framing included."""
+    later = Later()
+    bench = make_bench(later, answers=AnswerAccount(200_000, 1 << 20, 64 << 20, 64 << 20))
+    client = bench.connect()
+    client.sock.sendall(GET)
+    bench.settle()
+    responder = later.held[0][1]
+    responder.head(200, [])
+    for number in range(400):
+        responder.data(b"%07d\n" % number * 2000)
+        assert responder.wants_more
+    responder.end([(b"X-Sum", b"1")])
+    assert responder.finished
+    answers = bench.front.answers
+    assert answers.files == 1
+    assert answers.memory_bytes <= 200_000
+    assert answers.file_bytes > 5_000_000
+    bench.settle()
+    client.take()
+    _, _, body, trailers = as_h11_sees(client.received)
+    assert body == b"".join(b"%07d\n" % number * 2000 for number in range(400))
+    assert trailers == [(b"x-sum", b"1")]
+    client.received = b""
+    client.send(GET)
+    later.held[1][1].respond(200, [], b"next")
+    bench.settle()
+    assert as_h11_sees(client.take())[2] == b"next"
+
+
+def test_an_endless_stream_waits_for_its_client(make_bench: MakeBench) -> None:
+    """When the file has its size the source shall pause; read to its end, the file is given back and it begins anew."""
+    later = Later()
+    bench = make_bench(later, answers=AnswerAccount(50_000, 1 << 20, 1_000_000, 64 << 20))
+    client = bench.connect()
+    client.sock.sendall(GET)
+    bench.settle()
+    responder = later.held[0][1]
+    responder.head(200, [])
+    answers = bench.front.answers
+    sent = 0
+    for round_ in range(1, 4):
+        while responder.wants_more:
+            responder.data(b"%07d\n" % sent * 1000)
+            sent += 1
+            assert sent < 10_000
+        assert answers.file_bytes <= 1_000_000
+        assert answers.memory_bytes <= 100_000
+        while not responder.wants_more:
+            client.received += client.sock.recv(100_000)
+            bench.settle()
+        assert len(later.ready) == round_
+        bench.settle()
+        client.take()
+        assert (answers.files, answers.file_bytes) == (0, 0)
+    responder.end()
+    bench.settle()
+    body = as_h11_sees(client.take())[2]
+    assert body == b"".join(b"%07d\n" % number * 1000 for number in range(sent))
+
+
+@pytest.mark.parametrize("folder", ["", "/nonexistent/folder"])
+def test_a_whole_answer_that_cannot_be_kept_is_cut(make_bench: MakeBench, folder: str) -> None:
+    """Where neither memory nor file have room the client sees a cut, others have what was kept for them."""
+    later = Later()
+    room = 3_000_000 if not folder else 0
+    bench = make_bench(later, answers=AnswerAccount(0, 0, 64 << 20, room, folder))
+    clients = [bench.connect() for _ in range(2)]
+    for client in clients:
+        client.sock.sendall(GET)
+        bench.settle()
+    with structlog.testing.capture_logs() as records:
+        for _, responder in later.held:
+            responder.respond(200, [], b"x" * 3_000_000)
+    bench.settle()
+    kept = 1 if room else 0
+    assert bench.front.answers.lost == 2 - kept
+    assert [record["event"] for record in records] == ["answers for slow clients cannot be kept"]
+    if kept:
+        clients[0].take()
+        assert len(as_h11_sees(clients[0].received)[2]) == 3_000_000
+    clients[1].take()
+    assert clients[1].ended
+    assert len(clients[1].received) < 3_000_000
+
+
+def test_a_client_that_goes_leaves_no_file(make_bench: MakeBench) -> None:
+    """What waits in a file for a client is given up with it, whether its source has ended or not."""
+    later = Later()
+    bench = make_bench(later, answers=AnswerAccount(1000, 1000, 64 << 20, 64 << 20))
+    clients = [bench.connect() for _ in range(2)]
+    for client in clients:
+        client.sock.sendall(GET)
+        bench.settle()
+    later.held[0][1].respond(200, [], b"x" * 3_000_000)
+    later.held[1][1].head(200, [])
+    later.held[1][1].data(b"x" * 3_000_000)
+    assert bench.front.answers.files == 2
+    for client in clients:
+        client.sock.close()
+    bench.settle()
+    assert bench.front.answers.files == 0
+    assert later.gone == [1]
 
 
 # --- departures -------------------------------------------------------------------------------------------------------

@@ -32,7 +32,12 @@ class TrivialPool:
 
     debug: bool = False
     holds: bool = False
+    queued: int = 0
     held: list[Callable[[Outcome], None]] = field(default_factory=list)
+
+    def holders(self) -> list[tuple[int, str, float]]:
+        """As Pool.holders."""
+        return []
 
     def submit(
         self,

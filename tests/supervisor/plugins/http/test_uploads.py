@@ -44,7 +44,8 @@ def test_one_file(tmp_path: Path) -> None:
     entry = json.loads(uploads.tree())["photo"]
     path = Path(entry.pop("tmpName"))
     assert entry == {"name": "a.jpg", "mime": "text/plain", "size": 7, "error": OK}
-    assert path.parent == tmp_path
+    assert path.parent.parent == tmp_path
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert path.name.startswith("upload")
     assert path.read_bytes() == b"content"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -63,7 +64,8 @@ def test_tree_of_files(tmp_path: Path) -> None:
     assert tree["a"]["name"] == "1"
     assert [entry["name"] for entry in tree["list"]] == ["3", "4"]
     assert tree["b"]["c"]["name"] == "5"
-    assert len(list(tmp_path.iterdir())) == 5
+    assert len(list(tmp_path.glob("*/upload*"))) == 5
+    assert len(list(tmp_path.iterdir())) == 1
     uploads.remove()
     assert list(tmp_path.iterdir()) == []
 
@@ -143,14 +145,14 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are given to the worker's user."""
+    """Files and their folder are given to the worker's user."""
     given: list[tuple[int, int]] = []
     monkeypatch.setattr(
         "trailboss.plugins.http.uploads.os.fchown", lambda fd, uid, gid: given.append((uid, gid))
     )
     uploads = Uploads(rules(tmp_path, owner=Owner(1234, 5678)))
     store(uploads, "f", "a")
-    assert given == [(1234, 5678)]
+    assert given == [(1234, 5678)] * 2  # the folder, so that it may be moved away, and the file
     uploads.remove()
 
 
