@@ -1,22 +1,25 @@
 """THE WHOLE LIFE IN ONE SCREEN: configuration → container → wait for a signal or an exit → reverse stop → exit code.
 
-Signals become events here and nowhere else. The first SIGTERM, SIGINT, SIGQUIT, SIGABRT (or SIGHUP, unless it was ignored
-when we were started) asks for the graceful stop. The second takes all grace away: the walk back is made at once, and a
-process that has not ended two seconds later is ended where it stands; its guard then kills what is left of it.
+Signals become events here and nowhere else. The first SIGTERM, SIGINT, SIGQUIT, SIGABRT asks for the graceful stop. The
+second takes all grace away: the walk back is made at once, and a process that has not ended two seconds later is ended
+where it stands; its guard then kills what is left of it. SIGHUP replaces the workers of all pools; in a terminal it says
+that the terminal has gone, and stops the server, unless it was ignored when we were started (nohup).
 
-Exit codes: 0 after a graceful stop, 1 when the start failed or the stop was forced. A wrong configuration (2) never gets
-this far.
+Exit codes: 0 after a graceful stop, 1 when the start failed, the stop was forced, or a pool with `on_exhausted: exit` had
+no worker left. A wrong configuration (2) never gets this far.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import trio
@@ -100,7 +103,11 @@ async def _live(assembly: Assembly, logs: LogSystem, banner: str) -> int:
 
     async with trio.open_nursery() as nursery:
         await nursery.start(assembly.reactor.run)
-        await nursery.start(_follow_signals, stop, hurry, logs)
+
+        def reload() -> None:
+            nursery.start_soon(container.reload, "SIGHUP")
+
+        await nursery.start(_follow_signals, stop, hurry, logs, reload)
         nursery.start_soon(show_start, container.state, logs.terminal())
         nursery.start_soon(live_container)
         await container.finished.wait()
@@ -139,6 +146,7 @@ async def _follow_signals(
     stop: trio.Event,
     hurry: trio.Event,
     logs: LogSystem,
+    reload: Callable[[], None],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Turn signals into events, for ever."""
@@ -153,6 +161,9 @@ async def _follow_signals(
                 log.warning(
                     "restart signal ignored: restart the server with its service manager", signal=name
                 )
+            elif number == signal.SIGHUP and not _has_terminal():
+                log.info("reload signal received", signal=name)
+                reload()
             elif not stop.is_set():
                 log.info("stop signal received", signal=name)
                 stop.set()
@@ -160,6 +171,16 @@ async def _follow_signals(
                 log.warning("second stop signal received: stopping at once", signal=name)
                 hurry.set()
                 threading.Thread(target=_leave_late, args=(logs,), daemon=True).start()
+
+
+def _has_terminal() -> bool:
+    """Whether this process hangs on a terminal: then SIGHUP says that the terminal has gone, otherwise "reload"."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError as error:
+        # A terminal that has hung up is still this session's, and says EIO.
+        return error.errno == errno.EIO
+    return True
 
 
 def _leave_late(logs: LogSystem) -> None:

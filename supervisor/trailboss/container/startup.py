@@ -14,6 +14,7 @@ wait has a deadline, and the child stays a task with an owner.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,9 +62,15 @@ class PoolLike(Protocol):
     async def stop(self, deadline: float) -> None:
         """Stop the workers gracefully until `deadline`, then hard; works in every phase, also while booting."""
 
+    async def reset(self, reason: str) -> None:
+        """Replace every worker, new ones first. Raises with the reason where the new ones do not come up."""
+
     def describe(self) -> Mapping[str, object]:
         """Return a row of `trailboss.State`."""
         ...
+
+    #: Called with a text when no worker is left and the pool is to end the server then; None: it is not.
+    on_exhausted: Callable[[str], None] | None
 
 
 @dataclass(eq=False, slots=True)
@@ -254,6 +261,43 @@ class Container:
             )
             if fatal:
                 self._fail_start(error)
+
+    async def reload(self, reason: str) -> None:
+        """Replace the workers of every pool, all pools at the same time; failures are logged, the old workers go on.
+
+        Calls that come while one is under way share the next (see `Pool.reset`). Does nothing before the server is ready
+        and once it stops. Never raises. On cancellation: what has begun goes on.
+        """
+        pools = [handle.pool for handle in self._pools if handle.ready.is_set()]
+        if self.state.whole is not WholePhase.READY or not pools:
+            log.warning("reload ignored: the server is not ready", reason=reason)
+            return
+        failed: list[str] = []
+
+        async def reset(pool: PoolLike) -> None:
+            try:
+                await pool.reset(reason)
+            except Exception as error:
+                failed.append(pool.name)
+                log.error("reload failed", pool=pool.name, text=describe_error(error))
+
+        self.state.begin_reload()
+        try:
+            async with trio.open_nursery() as nursery:
+                for pool in pools:
+                    nursery.start_soon(reset, pool)
+        finally:
+            self.state.end_reload()
+        if not failed:
+            log.info("reload done", pools=[pool.name for pool in pools])
+
+    def _pool_exhausted(self, handle: _Handle, pool: PoolLike, text: str) -> None:
+        """A pool with `on_exhausted: exit` has no worker left."""
+        if not self._ending.is_set():
+            log.error("the server stops: a pool has no worker left and is told to exit then", pool=pool.name)
+            reason = f"{text} (on_exhausted: exit)"
+            self._error = PluginFailed(handle.name, self.state.phase_of(handle.name), reason)
+            self._end(f"the pool {pool.name} is exhausted")
 
     def _fail_start(self, error: Exception) -> None:
         if not self._ending.is_set():
@@ -448,6 +492,7 @@ class Container:
             for spec in handle.specs:
                 assert self._make_pool is not None  # otherwise asking for a pool has failed the plugin
                 pool = self._make_pool(spec)
+                pool.on_exhausted = functools.partial(self._pool_exhausted, handle, pool)
                 handle.plugin.attach_pool(cast("Pool", pool))
                 self._pools.append(_PoolHandle(pool, handle))
                 self.state.add_pool(pool)

@@ -71,6 +71,7 @@ class ServerState:
     _whole_since: float = 0.0
     _changed: trio.Event = field(default_factory=trio.Event)
     _settled_view: GateView | None = None
+    _reloads: int = 0
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -153,6 +154,21 @@ class ServerState:
             and not self._booting_pools
             and all(pool.at_quorum for pool in self._pools)
         )
+
+    @property
+    def reloading(self) -> bool:
+        """Whether the workers of all pools are being replaced."""
+        return self._reloads > 0
+
+    def begin_reload(self) -> None:
+        """Note that a reload has begun; each is ended by `end_reload`."""
+        self._reloads += 1
+        self.changed()
+
+    def end_reload(self) -> None:
+        """Note that a reload has ended, whichever way."""
+        self._reloads -= 1
+        self.changed()
 
     @property
     def short_pools(self) -> tuple[str, ...]:

@@ -226,6 +226,8 @@ class Pool:
         self.boot_output = BootOutput()
         #: Called from the reactor when a worker has become idle and nothing waits in the pool's own queue.
         self.idle_listener: Callable[[], None] | None = None
+        #: Called with the reason when no worker is left and `on_exhausted: exit` is configured.
+        self.on_exhausted: Callable[[str], None] | None = None
         #: Called on every change of phase or of the number of ready workers.
         self.change_listeners: list[Callable[[], None]] = []
         #: Execs answered (answers and soft errors) since the start.
@@ -917,6 +919,8 @@ class Pool:
                     text=self._last_failure,
                 )
                 self._fail_queue(lambda: PoolDegraded(self._degraded_text()))
+                if self.config.on_exhausted == "exit" and self.on_exhausted is not None:
+                    self.on_exhausted(f"the pool {self.name} has no worker left: {self._last_failure}")
             elif before is PoolPhase.DEGRADED:
                 log.info("pool recovered", pool=self.name)
 

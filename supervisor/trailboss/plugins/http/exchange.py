@@ -48,6 +48,7 @@ from trailboss.workers.outcome import (
     Outcome,
     PoolClosed,
     PoolDegraded,
+    Quarantined,
     QueueFull,
     QueueTimeout,
     SoftError,
@@ -121,6 +122,7 @@ _REFUSALS: Final[tuple[tuple[type[Exception], Refusal], ...]] = (
     (QueueFull, Refusal(503, "queue full", 1)),
     (QueueTimeout, Refusal(503, "queue timeout", 1)),
     (PoolDegraded, Refusal(503, "no workers", 1)),
+    (Quarantined, Refusal(503, "quarantined")),
     (PoolClosed, Refusal(503, "draining", close=True)),
     (ExecTimeout, Refusal(504, "exec timeout")),
     (WorkerDied, Refusal(502, "worker died")),
@@ -157,6 +159,11 @@ class Exchange:
         self.retry = config.retry
         self.stop_on_disconnect = config.on_disconnect == "stop"
         self.stream_timeout = config.pool.stream_timeout
+
+    def context_of(self, request: Request) -> bytes:
+        """Return the context of a request without a body, in the dialect of the workers."""
+        write = self.writer.proto if self.flags == PROTO else self.writer.json
+        return write(request)
 
     def __call__(self, request: Request, responder: Responder) -> None:
         """Answer `request`, now or later."""

@@ -32,6 +32,7 @@ from trailboss.plugins.http.spool import Spool
 from trailboss.plugins.http.unsent import AnswerAccount
 from trailboss.plugins.http.upload_folder import sweep
 from trailboss.plugins.http.uploads import Owner
+from trailboss.plugins.http.warmup import failure_of, warmup_payload
 from trailboss.reactor import Reactor
 from trailboss.workers.lane import OnOutcome, OnPart
 from trailboss.workers.outcome import PoolClosed
@@ -107,7 +108,20 @@ class HttpPlugin(Plugin):
         from trailboss.workers.workshop import PoolSpec
 
         ours = self._raw_body is True  # what wants bodies as they were sent whatever the file says
-        return (PoolSpec("http", "http", self._config.pool, takes_files=ours),)
+        return (
+            PoolSpec(
+                "http",
+                "http",
+                self._config.pool,
+                takes_files=ours,
+                warmup_request=self._warmup_request,
+                is_failure=failure_of,
+            ),
+        )
+
+    def _warmup_request(self, path: str) -> tuple[bytes, bytes, int]:
+        assert self._exchange is not None  # made by `run`, which the container has waited for
+        return warmup_payload(self._exchange, path)
 
     def attach_pool(self, pool: Pool) -> None:
         """Receive the pool; requests are handed to it from `open` on."""

@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from trailboss.plugins.jobs.contract import encode_headers
-from trailboss.workers.outcome import Answer, ExecFailed, ExecTimeout, Outcome, SoftError, WorkerDied
+from trailboss.workers.outcome import (
+    Answer,
+    ExecFailed,
+    ExecTimeout,
+    Outcome,
+    Quarantined,
+    SoftError,
+    WorkerDied,
+)
 from trailboss_worker.protocol.errors import ProtocolError
 from trailboss_worker.protocol.jobs_message import decode_job_answer
 
@@ -99,6 +107,8 @@ def judge(outcome: Outcome) -> Verdict:
     """Say what an exec's outcome means for its job. Never raises."""
     if isinstance(outcome, Answer):
         return _judge_answer(outcome.body)
+    if isinstance(outcome, Quarantined):
+        return GivenUp(f"quarantined: {_text_of(outcome)}")
     if not outcome.sent:
         # A worker that was ready and died leaves others; one that could not even start speaks for the whole pool.
         lost_one = isinstance(outcome, WorkerDied) and outcome.cause != "boot"

@@ -1,6 +1,7 @@
 """What systemd is told and when: plain decisions over a snapshot of the server.
 
-READY=1 goes out once, when the gate is open and every pool has its quorum; STOPPING=1 once, when the stop begins; STATUS=
+READY=1 goes out when the gate is open and every pool has its quorum, and again after a reload, which RELOADING=1 begins;
+STOPPING=1 once, when the stop begins; STATUS=
 whenever its text changes. WATCHDOG=1 goes out at a third of the interval systemd asks for, and only while there is proof
 of progress since the last time: the loop ran (or nobody would ask), the data plane took its turn, and a server that says
 it is ready has its gate open. Pure: no clock, no socket.
@@ -25,12 +26,17 @@ class Snapshot:
     fully_ready: bool
     waiting_for: Sequence[str] = ()
     short_pools: Sequence[str] = ()
+    #: The workers are being replaced; `monotonic_usec` is the time of this snapshot (CLOCK_MONOTONIC).
+    reloading: bool = False
+    monotonic_usec: int = 0
 
     @property
     def status(self) -> str:
         """One line for `systemctl status`."""
         if self.whole in (WholePhase.DRAINING, WholePhase.STOPPED):
             return "stopping: what runs is finished"
+        if self.reloading:
+            return "reloading: new workers take over"
         if self.fully_ready:
             return "ready"
         if self.whole is WholePhase.READY:
@@ -49,6 +55,7 @@ class Notifications:
     def __init__(self) -> None:
         self.ready_sent = False
         self.stopping_sent = False
+        self.reloading_sent = False
         self._status = ""
 
     def plan(self, snapshot: Snapshot) -> str:
@@ -61,6 +68,14 @@ class Notifications:
         if snapshot.fully_ready and not self.ready_sent and not self.stopping_sent:
             self.ready_sent = True
             lines.append("READY=1")
+        if self.ready_sent and not self.stopping_sent and snapshot.reloading is not self.reloading_sent:
+            self.reloading_sent = snapshot.reloading
+            # Type=notify-reload waits for the one, with its time, and then for the other.
+            lines += (
+                ["RELOADING=1", f"MONOTONIC_USEC={snapshot.monotonic_usec}"]
+                if snapshot.reloading
+                else ["READY=1"]
+            )
         if snapshot.status != self._status:
             self._status = snapshot.status
             lines.append(f"STATUS={snapshot.status}")

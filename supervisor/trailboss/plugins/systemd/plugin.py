@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 import trio
@@ -121,4 +122,6 @@ def snapshot(state: ServerState) -> Snapshot:
         fully_ready=state.fully_ready,
         waiting_for=tuple(name.partition(" (")[0] for name in state.waiting_for()),
         short_pools=tuple(sorted(view.booting_pools)) or state.short_pools,
+        reloading=state.reloading,
+        monotonic_usec=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000,
     )
