@@ -27,6 +27,7 @@ __all__ = [
     "Exposition",
     "Family",
     "Kind",
+    "Labels",
     "MetricSources",
     "Sample",
     "ScrapePage",
