@@ -30,6 +30,7 @@ from trailboss.container.inspect import JobsInspector
 from trailboss.container.state import ServerState
 from trailboss.log import logger
 from trailboss.messages.status_pb2 import Request, Response
+from trailboss.metrics import Exposition
 from trailboss.plugins.status.checks import Check, PoolFigures, StatusRow, overall_code, row_of, rows
 from trailboss.plugins.status.hosts import Hosts
 from trailboss.plugins.status.http import HttpAnswer, HttpListener, HttpRequest, bind_status
@@ -139,11 +140,21 @@ class StatusPlugin(Plugin):
             return self._jobs()
         if request.path == "/state":
             return _json(200, self._state().as_dict())
+        if request.path == "/metrics":
+            return self._metrics()
         page = self._page
         if page is not None and request.path in ("/", "/events"):
             return page.answer(request)
-        paths = ["/health", "/ready", "/jobs", "/state", *(("/", "/events") if page is not None else ())]
+        paths = ["/health", "/ready", "/jobs", "/state", "/metrics", *(("/", "/events") if page is not None else ())]
         return _json(404, {"error": f"no such path: {request.path}", "paths": paths})
+
+    def _metrics(self) -> HttpAnswer:
+        """The scrape that the metrics plugin makes, in the format that every client reads."""
+        exposition = self._known_services().find(Exposition)  # type: ignore[type-abstract]
+        if exposition is None:
+            return HttpAnswer(self._unavailable_code, b"metrics plugin not found", "text/plain; charset=utf-8")
+        page = exposition.scrape_now()
+        return HttpAnswer(page.status, page.body, page.content_type)
 
     def _health(self, names: Sequence[str]) -> HttpAnswer:
         if self._is_stopping():
