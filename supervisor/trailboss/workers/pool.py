@@ -795,7 +795,9 @@ class Pool:
             for slot in new:
                 # Those that did come up may run something already: let them finish it.
                 self._retire_slot(slot, RetireCause.RESET, trio.current_time() + self.config.reset_timeout)
-            log.error("reset failed, the old workers go on", pool=self.name, text=failure)
+            # In the log the worker's own words stand above; whoever asked gets them with the failure.
+            brief = self._last_failure if any(slot.failure for slot in new) else failure
+            log.error("reset failed, the old workers go on", pool=self.name, text=brief)
             return f"the new workers of the pool {self.name} did not start, the old ones go on: {failure}"
         self.generation = generation
         for slot in new:
