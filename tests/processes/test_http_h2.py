@@ -198,17 +198,8 @@ def test_curl(site: Site, kind: str, tmp_path: Path) -> None:
         url, words = f"https://localhost:{site.secure_port}", ["--http2", "--cacert", site.files.ca]
     else:
         url, words = f"http://127.0.0.1:{site.server.port}", ["--http2-prior-knowledge"]
-    command = [
-        curl,
-        "-sS",
-        *words,
-        "-w",
-        " %{http_version}\n",
-        "-T",
-        str(tmp_path / "up"),
-        f"{url}/",
-        f"{url}/a",
-    ]
+    # One URL: curl 7.88 cannot use a connection again that began with prior knowledge, whoever the server is.
+    command = [curl, "-sS", *words, "-w", " %{http_version}\n", "-T", str(tmp_path / "up"), f"{url}/"]
     done = subprocess.run(command, capture_output=True, timeout=60, check=True)
     assert done.stdout.splitlines()[0] == b"hello 3000000 2"
 
