@@ -284,6 +284,12 @@ class Pool:
         else:
             exec_ = ticket = Ticket(self, context, body, flags, on_outcome, label, on_part)
         if context or body:
+            idle = self._idle  # the first part of `_dispatch`, without the call
+            if idle:
+                lane = idle.pop()
+                lane.parked = False
+                if lane.start(exec_):
+                    return ticket
             self._dispatch(exec_)
         else:
             # The PHP SDK takes an empty payload for the order to end (wire protocol 2.5).

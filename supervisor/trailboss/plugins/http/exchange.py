@@ -33,6 +33,7 @@ from trailboss.plugins.http.forms import (
     EMPTY_TREE,
     MULTIPART,
     URLENCODED,
+    URLENCODED_LENGTH_MAX,
     FormRefused,
     MultipartForm,
     form_kind,
@@ -226,11 +227,7 @@ class _Conversation:
             kind = form_kind(request.header(b"content-type"))
         try:
             if kind == URLENCODED:
-                known = request.method in _WITH_FORM_BODY
-                self.submit(
-                    self._context(parsed=True),
-                    parse_urlencoded(request.body.bytes()) if known else EMPTY_TREE,
-                )
+                self.submit(self._context(parsed=True), self._read_urlencoded())
             elif kind == MULTIPART:
                 self._read_multipart()
             elif ignored or request.body.size == 0:
@@ -246,6 +243,15 @@ class _Conversation:
         writer = self.exchange.writer
         write = writer.proto if self.exchange.flags == PROTO else writer.json
         return write(self.request, parsed=parsed, uploads=uploads)
+
+    def _read_urlencoded(self) -> bytes:
+        """The tree of the form. One that is too long is not even read back into memory. Raises FormRefused, OSError."""
+        request = self.request
+        if request.method not in _WITH_FORM_BODY:
+            return EMPTY_TREE
+        if request.body.size > URLENCODED_LENGTH_MAX:
+            raise FormRefused(413, f"a form of more than {URLENCODED_LENGTH_MAX} bytes")
+        return parse_urlencoded(request.body.bytes())
 
     def _read_multipart(self) -> None:
         body, reactor = self.request.body, self.exchange.reactor
@@ -343,19 +349,24 @@ class _Conversation:
             elif self.head is not None:
                 self._end_stream(outcome)
                 self._clean_up()
-            elif isinstance(outcome, Answer):
+            elif type(outcome) is Answer:
                 flags, context, body = outcome
                 try:
                     head = parse_head(context, flags) if context else EMPTY_HEAD
                     if head.plain and self.request.method != "HEAD":
                         if head.length is not None and head.length != len(body):
                             check_length(head, len(body))
-                        self._hand_over().respond(head.status, head.headers, body)
+                        responder = self.responder  # `_hand_over`, without the call
+                        self.finished = True
+                        responder.on_gone = None
+                        responder.on_ready = None
+                        responder.respond(head.status, head.headers, body)
                     else:
                         self._respond(head, body)
                 except BadAnswer as error:
                     self._refuse_answer(error)
-                self._clean_up()
+                if self.uploads is not None or type(self.body) is FileBody:
+                    self._clean_up()
             elif self._may_retry(outcome):
                 self.retried = True
                 self.submit(self.context, self.body)
