@@ -20,6 +20,7 @@ __all__ = [
     "MARKDOWN_HEADING",
     "MEASURED",
     "NGINX",
+    "NOISE_CORES_MAX",
     "OURS",
     "ROADRUNNER",
     "Cell",

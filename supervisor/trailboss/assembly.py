@@ -140,10 +140,19 @@ def _plugins(
         CorePlugin(config.source.merged),
         server,
         JobsPlugin(config.jobs) if config.jobs is not None else None,
+        _reload(config),
         _http(config, logs, passed_sockets),
         *load_plugins(config),
     ]
     return [plugin for plugin in wanted if plugin is not None]
+
+
+def _reload(config: Config) -> Plugin | None:
+    if config.reload is None:
+        return None
+    from trailboss.plugins.reload.plugin import ReloadPlugin
+
+    return ReloadPlugin(config.reload)
 
 
 def _http(config: Config, logs: LogSystem, passed_sockets: PassedSockets | None) -> Plugin | None:

@@ -27,6 +27,7 @@ __all__ = [
     "Exposition",
     "Family",
     "Kind",
+    "Labels",
     "MetricSources",
     "Sample",
     "ScrapePage",
@@ -265,4 +266,8 @@ class Exposition(Protocol):
 
         Call it on the reactor. The arguments are the client's headers of these names, "" where it sent none.
         """
+        ...
+
+    def scrape_now(self) -> ScrapePage:
+        """Return a scrape in the format 0.0.4, uncompressed; for ports that cannot wait. Call it on the reactor."""
         ...

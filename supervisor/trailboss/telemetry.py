@@ -75,7 +75,9 @@ NO_SPAN: Final[Span] = _NoSpan()
 class TelemetryBackend(Protocol):
     """What makes real spans; may raise, :class:`Telemetry` contains it."""
 
-    def start(self, name: str, attributes: Attributes | None, parent: Mapping[str, str] | None) -> Span: ...
+    def start(
+        self, name: str, attributes: Attributes | None, parent: Mapping[str, str] | None, kind: str = ""
+    ) -> Span: ...
 
 
 class Telemetry:
@@ -97,13 +99,22 @@ class Telemetry:
         self._backend = backend
 
     def start(
-        self, name: str, attributes: Attributes | None = None, parent: Mapping[str, str] | None = None
+        self,
+        name: str,
+        attributes: Attributes | None = None,
+        parent: Mapping[str, str] | None = None,
+        kind: str = "",
     ) -> Span:
-        """Begin a span. `parent` are headers that may hold the trace context of whoever asked. Never raises."""
+        """Begin a span. `parent` are headers that may hold the trace context of whoever asked. Never raises.
+
+        `kind` is "server" for a request from outside, "" for anything else.
+        """
         backend = self._backend
         if backend is None:
             return NO_SPAN
         try:
+            if kind:
+                return backend.start(name, attributes, parent, kind)
             return backend.start(name, attributes, parent)
         except Exception as error:
             self._contain(error, name)

@@ -219,7 +219,7 @@ def test_one_line_for_each_section_that_is_not_there(tmp_path: Path, command: st
         about = [line for line in lines if f".rr.yaml:{number}: {section}: " in line]
         assert len(about) == 1, lines
         assert f"the {section} plugin is not available in this version of Trailboss; " in about[0]
-    assert len([line for line in lines if ".rr.yaml:21: reload: " in line]) == 1
+    assert len([line for line in lines if ".rr.yaml:21: reload.interval: " in line]) == 1
     assert len([line for line in lines if "driver" in line and "amqp" in line and ":11:" in line]) == 1
     assert len([line for line in lines if ".rr.yaml:" in line]) == 8
 

@@ -41,9 +41,12 @@ KINDS: dict[str, tuple[bytes, bytes, bytes]] = {
     "idle": (b"", b"", b""),
     "kept": (request(), b"", b"HTTP/1.1 200 "),
 }
+#: Limits, and seconds after which the last one who does not read is gone: its kernel may take a little at first.
 LIMITS = [
-    pytest.param(SHORT, id="short"),
-    pytest.param({"idle_timeout": "12s"}, id="default", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
+    pytest.param(SHORT, 15, id="short"),
+    pytest.param(
+        {"idle_timeout": "12s"}, 75, id="default", marks=[pytest.mark.long, pytest.mark.timeout(900)]
+    ),
 ]
 
 
@@ -67,7 +70,7 @@ class Probes:
         assert sorted(self.seconds)[int(len(self.seconds) * 0.99) - 1] <= 0.5 * PATIENCE
 
 
-def crowd_in(server: HttpServer, probes: Probes, kind: str, memory: int) -> int:
+def crowd_in(server: HttpServer, probes: Probes, kind: str, memory: int, seconds: float) -> int:
     """Let a thousand of a kind come, and everybody be ended; return the most memory that took beyond `memory`."""
     beginning, more, told = KINDS[kind]
     reads = kind not in ("read", "stream")
@@ -81,7 +84,7 @@ def crowd_in(server: HttpServer, probes: Probes, kind: str, memory: int) -> int:
             probes.one()
             crowd.turn()
         most = max(most, server.rss() - memory)
-        deadline = time.monotonic() + 60 * PATIENCE
+        deadline = time.monotonic() + 100 * PATIENCE
         while len(crowd):
             assert time.monotonic() < deadline, (kind, len(crowd), server.state())
             crowd.turn(0.02)
@@ -93,14 +96,14 @@ def crowd_in(server: HttpServer, probes: Probes, kind: str, memory: int) -> int:
             most = max(most, server.rss() - memory)
         assert len(crowd.gone) == CLIENTS
         assert all(received.startswith(told) for received in crowd.received.values())
-        assert crowd.slowest() <= 15 * PATIENCE
+        assert crowd.slowest() <= (15 if reads else seconds) * PATIENCE
     finally:
         crowd.close()
     return most
 
 
-@pytest.mark.parametrize("limits", LIMITS)
-def test_a_thousand_slow_clients_stop_nobody(tmp_path: Path, limits: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("limits", "seconds"), LIMITS)
+def test_a_thousand_slow_clients_stop_nobody(tmp_path: Path, limits: dict[str, Any], seconds: float) -> None:
     """Each kind in turn, on one server."""
     if raise_descriptor_limit(2 * CLIENTS + 500) < CLIENTS + 500:
         pytest.skip("needs more descriptors than this user may have")
@@ -112,7 +115,7 @@ def test_a_thousand_slow_clients_stop_nobody(tmp_path: Path, limits: dict[str, A
         most = {}
         for kind in KINDS:
             memory = server.rss()
-            most[kind] = crowd_in(server, probes, kind, memory)
+            most[kind] = crowd_in(server, probes, kind, memory, seconds)
             until(lambda: server.descriptors() <= descriptors, 5, "descriptors as before")
             assert list(server.temp.iterdir()) == []
         probes.judge()

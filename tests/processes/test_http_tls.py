@@ -14,6 +14,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -289,6 +290,46 @@ def test_redirect_and_client_certificates(tmp_path: Path) -> None:
             ):
                 sock.sendall(GET)
                 sock.recv(1)
+
+
+def test_the_stop_loses_nothing(tmp_path: Path) -> None:
+    """Clients with kept connections and with fresh ones: whoever gets in by the stop gets the whole answer."""
+    files = make_files(tmp_path / "files")
+    port = free_port()
+    answered, lost = [0], []
+
+    with http_server(tmp_path, secure_configuration(tmp_path, files, port)) as server:
+        secure = SecureServer(server, files, port)
+
+        def ask_on(kept: bool) -> None:
+            sock = None
+            try:
+                while True:
+                    sock = sock or secure.connect()
+                    sock.sendall(GET)
+                    answer = read_answer(sock)
+                    assert answer.endswith(b"hello")
+                    answered[0] += 1
+                    if not kept or b"Connection: close" in answer:
+                        sock.close()
+                        sock = None
+            except ConnectionRefusedError:
+                return
+            except Exception as error:
+                lost.append(error)
+
+        clients = [threading.Thread(target=ask_on, args=(number % 2 == 0,)) for number in range(6)]
+        for client in clients:
+            client.start()
+        while answered[0] < 300:
+            time.sleep(0.01)
+            assert not lost
+        server.process.terminate()
+        for client in clients:
+            client.join(20 * PATIENCE)
+            assert not client.is_alive()
+        server.process.wait(20 * PATIENCE)  # a second signal would take the rest of its time
+    assert lost == []
 
 
 # --- sockets that were passed -----------------------------------------------------------------------------------------

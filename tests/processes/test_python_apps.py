@@ -6,25 +6,28 @@ import hashlib
 import http.client
 import json
 import os
+import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from ..interop.live import WAIT_SECONDS, Live, free_port, live, run_trailboss
+from ..interop.live import WAIT_SECONDS, Live, free_port, live, run_trailboss, wait_for
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 MEGABYTE = 1 << 20
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str) -> Iterator[tuple[Live, int]]:
+def serving(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> Iterator[tuple[Live, int]]:
     """A server of an application, and its port."""
     port = free_port()
     words = ("serve", *arguments, "--bind", f"127.0.0.1:{port}", "-o", "rpc.enabled=false")
-    with live(folder, "", *words) as server:
+    with live(folder, "", *words, env=env) as server:
+        server.application_fails = True
         yield server, port
 
 
@@ -112,3 +115,123 @@ def test_an_import_error_where_the_log_is_elsewhere(tmp_path: Path) -> None:
     assert rest[1] == "Traceback (most recent call last):"
     assert rest[-1] == "ModuleNotFoundError: No module named 'a_module_that_nobody_has'"
     assert (tmp_path / "server.log").read_text().count("Traceback (most recent call last)") == 1
+
+
+# --- development --------------------------------------------------------------------------------------------------
+
+
+class Editor:
+    """Changes files as somebody does who works on them: never twice within the resolution of compiled files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._times = int(time.time()) - 1000
+
+    def write(self, name: str, text: str) -> None:
+        """Replace a file in one step."""
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        beside = path.with_name(f".{path.name}.tmp")
+        beside.write_text(text)
+        self._times += 10
+        os.utime(beside, (self._times, self._times))
+        beside.rename(path)
+
+
+SHOWING = """
+import helper
+
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return [helper.TEXT]
+"""
+
+
+def test_a_change_reaches_the_browser(tmp_path: Path) -> None:
+    """A changed file brings new workers; a broken one leaves the old ones and says why; ignored ones change nothing."""
+    editor = Editor(tmp_path)
+    editor.write("site.d/app.py", SHOWING)
+    editor.write("site.d/helper.py", "TEXT = b'one'\n")
+    editor.write("site.d/node_modules/a.py", "")
+    folder = tmp_path / "site.d"
+    words = ("--wsgi", "app:app", "--chdir", str(folder), "--workers", "2", "--reload")
+    with serving(tmp_path, *words) as (server, port):
+        wait_for(lambda: "watching for changes" in server.stderr, "the watch")
+        assert ask(port) == (200, b"one")
+
+        editor.write("site.d/node_modules/a.py", "X = 1\n")
+        editor.write("site.d/notes.txt", "nothing\n")
+        editor.write("site.d/helper.py", "TEXT = b'two'\n")
+        wait_for(
+            lambda: server.stderr.count("\treloaded\t") == 1,
+            server.stderr,
+        )
+        assert {ask(port) for _ in range(4)} == {(200, b"two")}
+
+        editor.write("site.d/helper.py", "TEXT = = b'three'\n")
+        wait_for(lambda: "not reloaded: the old workers go on" in server.stderr, server.stderr)
+        assert {ask(port) for _ in range(4)} == {(200, b"two")}
+        assert server.stderr.count("SyntaxError: invalid syntax\t") == 1
+
+        editor.write("site.d/helper.py", "from later.part import TEXT\n")
+        editor.write("site.d/later/part.py", "TEXT = b'four'\n")
+        wait_for(lambda: ask(port) == (200, b"four"), server.stderr)
+        wait_for(lambda: server.stderr.count("\treloaded\t") >= 2, server.stderr)
+        seen = server.stderr.count("\treloading\t")
+        editor.write("site.d/later/part.py", "TEXT = b'five'\n")
+        wait_for(
+            lambda: ask(port) == (200, b"five"), f"a change in a folder that is new ({seen}): {server.stderr}"
+        )
+        assert "node_modules" not in server.stderr
+        assert "notes.txt" not in server.stderr
+
+
+@pytest.mark.parametrize("kind", ["wsgi", "asgi"])
+def test_errors_in_the_browser(tmp_path: Path, kind: str) -> None:
+    """With --dev an error is a page with the place it was raised at, everything escaped; a warning says so."""
+    words = (f"--{kind}", f"python_apps:failing_{kind}", "--chdir", str(PROGRAMS))
+    with serving(tmp_path, *words, "--dev") as (server, port):
+        for path in ("/", "/late" if kind == "wsgi" else "/framework"):
+            status, page = ask(port, f"{path}?<script>alert(1)</script>")
+            assert status == 500
+            text = page.decode()
+            assert "<h1>ValueError: &lt;script&gt;alert(1)&lt;/script&gt;</h1>" in text
+            assert "<script>" not in text
+            assert "python_apps.py<span>, line " in text
+            assert f"in</span> failing_{kind}" in text
+            assert "<mark>" in text
+        if kind == "asgi":
+            assert ask(port, "/handled") == (500, b"the framework's own page")
+        assert "DEVELOPMENT MODE" in server.stderr
+        assert server.stderr.count("worker ready") == 1
+
+
+@pytest.mark.parametrize("kind", ["wsgi", "asgi"])
+def test_no_errors_in_the_browser_unasked(tmp_path: Path, kind: str) -> None:
+    """Without --dev the client learns nothing, whatever the environment says."""
+    words = (f"--{kind}", f"python_apps:failing_{kind}", "--chdir", str(PROGRAMS), "--workers", "1")
+    with serving(tmp_path, *words, env={"TRAILBOSS_DEV": "1"}) as (server, port):
+        assert ask(port, "/?secret") == (500, b"Internal Server Error\n")
+        assert "DEVELOPMENT MODE" not in server.stderr
+
+
+@pytest.mark.php
+def test_errors_of_php_in_the_browser(tmp_path: Path) -> None:
+    """With --dev the text of a failing script and the death of a dying one are shown, escaped."""
+    if shutil.which("php") is None:
+        pytest.skip("needs php-cli")
+    worker = Path(__file__).resolve().parent.parent / "php" / "http_worker.php"
+    port = free_port()
+    (tmp_path / ".rr.yaml").write_text(
+        f'version: "3"\nrpc: {{enabled: false}}\nserver: {{command: [php, "{worker}"]}}\n'
+        f"http: {{address: '127.0.0.1:{port}', raw_body: true}}\n"
+    )
+    with live(tmp_path, "", "serve", "--dev") as server:
+        status, page = ask(port, "/error?<i>")
+        assert status == 500, server.stderr
+        assert "<h1>500: worker error</h1>" in page.decode()
+        assert "<pre>the application said no</pre>" in page.decode()
+        assert "<i>" not in page.decode()
+        status, page = ask(port, "/die", b"x", 1)
+        assert status == 502, server.stderr
+        assert "<h1>502: worker died</h1>" in page.decode()

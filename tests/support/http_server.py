@@ -153,7 +153,7 @@ class HttpServer:
         with self.rpc() as rpc:
             answer = rpc.call("informer.Workers", "http")
         assert isinstance(answer, dict)
-        return [row["pid"] for row in answer["workers"] if row["statusStr"] in ("ready", "working")]
+        return [row["pid"] for row in answer["workers"] or () if row["statusStr"] in ("ready", "working")]
 
     def state(self) -> dict[str, Any]:
         """What the plugin tells of itself."""

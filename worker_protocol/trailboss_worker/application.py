@@ -84,6 +84,22 @@ def _place(module: Any) -> str:
     return getattr(module, "__file__", None) or "a module without a file"
 
 
+def prepare_development() -> bool:
+    """Whether errors are to be shown in the browser; frameworks that are imported from now on let them pass then."""
+    if os.environ.get("TRAILBOSS_DEV") != "1":
+        return False
+    # Flask turns an exception into a page that says nothing, unless it is in debug mode, which it reads from here.
+    os.environ.setdefault("FLASK_DEBUG", "1")
+    return True
+
+
+def shown_failure(error: BaseException, request: str) -> tuple[list[tuple[str, str]], bytes]:
+    """Headers and body of the page that shows an error, for development mode alone."""
+    from trailboss_worker.error_page import CONTENT_TYPE, page_of_error
+
+    return [("Content-Type", CONTENT_TYPE), ("Cache-Control", "no-store")], page_of_error(error, request)
+
+
 def settle_memory() -> None:
     """Tell the collector, before the first request, that what was imported lives for ever: it never looks again."""
     import gc

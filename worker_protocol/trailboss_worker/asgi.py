@@ -27,8 +27,10 @@ from trailboss_worker.application import (
     ApplicationOptions,
     complain,
     load_application,
+    prepare_development,
     print_failure,
     settle_memory,
+    shown_failure,
 )
 from trailboss_worker.protocol.errors import LocalProtocolError, MessageError, ProtocolError
 from trailboss_worker.protocol.frames import JSON, PROTO
@@ -73,6 +75,7 @@ def run_asgi(options: ApplicationOptions) -> int:
 
 
 async def _live(taken: Relay, options: ApplicationOptions) -> int:
+    Gateway.exchanges = ShowingExchange if prepare_development() else Exchange
     try:
         application = load_application(options)
     except Exception as error:
@@ -161,6 +164,8 @@ class AsyncRelay(Relay):
 class Gateway:
     """Takes requests from the line and starts a task for each."""
 
+    exchanges: type[Exchange]
+
     def __init__(
         self,
         line: HttpLine,
@@ -236,7 +241,9 @@ class Gateway:
             self._line.error(f"a request that makes no sense: {error!r}")
             self.over()
             return
-        self._current = exchange = Exchange(self, self._line, self._relay, self._contexts, scope, body, flags)
+        self._current = exchange = self.exchanges(
+            self, self._line, self._relay, self._contexts, scope, body, flags
+        )
         task = _start_task(self._run(exchange, scope))
         if not task.done():
             exchange.task = task
@@ -521,6 +528,42 @@ class Exchange:
             self._end.set_result(None)
 
 
+class ShowingExchange(Exchange):
+    """Development mode: an error is shown in the browser.
+
+    Frameworks answer 500 themselves and raise the error afterwards, so such an answer is held back until they return.
+    """
+
+    __slots__ = ("_refusal",)
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._refusal: bytes | None = None
+
+    async def _send_body(self, body: bytes, more: bool) -> None:
+        if self._start is not None and self._start["status"] == 500 and not self._begun and not more:
+            self._refusal = bytes(body)
+            return
+        await super()._send_body(body, more)
+
+    def returned(self) -> None:
+        self._answer_held()
+        super().returned()
+
+    def failed(self, error: BaseException) -> None:
+        if self._begun or self._over or not isinstance(error, Exception):
+            self._answer_held()
+        else:
+            headers, body = shown_failure(error, self._described())
+            self._finish(encode_answer(500, headers, self._dialect), body, self._dialect)
+        super().failed(error)
+
+    def _answer_held(self) -> None:
+        body, self._refusal = self._refusal, None
+        if body is not None and not self._over:
+            self._finish(self._context(), body, self._dialect)
+
+
 def _start_task(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     """A task that has begun already where Python can do that: two turns of the loop fewer for a plain answer."""
     loop = asyncio.get_running_loop()
@@ -567,7 +610,8 @@ class ScopeBuilder:
         template, host = self._make_template(origin) if found is None else found
         path = uri[start:].partition("?")[0] if start > 0 else split_uri(uri)[2]
         scope = template.copy()
-        scope["http_version"] = value["protocol"][5:]
+        version = value["protocol"][5:]
+        scope["http_version"] = "2" if version == "2.0" else version
         scope["method"] = value["method"]
         scope["raw_path"] = raw_path = bytes_of(path)
         if "%" in path:

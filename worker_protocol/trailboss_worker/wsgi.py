@@ -24,8 +24,10 @@ from trailboss_worker.application import (
     ApplicationOptions,
     complain,
     load_application,
+    prepare_development,
     print_failure,
     settle_memory,
+    shown_failure,
 )
 from trailboss_worker.protocol.errors import MessageError, ProtocolError
 from trailboss_worker.protocol.frames import JSON, PROTO
@@ -61,12 +63,14 @@ def run_wsgi(options: ApplicationOptions) -> int:
         relay = open_relay()
     except RelayError as error:
         return complain(str(error))
+    dev = prepare_development()
     try:
         application = load_application(options)
     except Exception as error:
         print_failure(f"trailboss-worker: cannot load the application {options.target}:", error)
         return 1
     settle_memory()
+    Response.dev = dev
     line = HttpLine(relay, files=True)
     try:
         serve(line, application, options.root_path)
@@ -147,6 +151,8 @@ class Response:
     """The answer to one request: start_response, write, and what sends it."""
 
     __slots__ = ("_contexts", "_line", "_method", "_over", "begun", "dialect", "headers", "status")
+    #: Errors are shown in the browser.
+    dev = False
 
     def __init__(
         self, line: HttpLine, contexts: dict[tuple[Any, ...], bytes], flags: int, method: str
@@ -260,9 +266,10 @@ class Response:
                 self._line.error(f"{type(error).__name__} in the middle of an answer")
             else:
                 self.begun = True
-                self._line.respond(
-                    FAILED_BODY, encode_answer(500, FAILED_HEADERS, self.dialect), self.dialect
-                )
+                headers, body = FAILED_HEADERS, FAILED_BODY
+                if self.dev:
+                    headers, body = shown_failure(error, _described(environ))
+                self._line.respond(body, encode_answer(500, headers, self.dialect), self.dialect)
         print_failure(f"{_described(environ)} failed{' after its answer' if gone else ''}:", error)
 
     def _send_part(self, data: bytes) -> None:

@@ -30,6 +30,8 @@ class Application:
     directory: str = ""
     pythonpath: Sequence[str] = ()
     python: str = ""
+    reload: bool = False
+    dev: bool = False
 
 
 def application_of(
@@ -42,6 +44,8 @@ def application_of(
     chdir: str | None = None,
     pythonpath: Sequence[str] = (),
     python: str | None = None,
+    reload: bool = False,
+    dev: bool = False,
 ) -> Application | None:
     """Return the application that the flags name, None where they name none. Raises UsageError."""
     if wsgi is None and asgi is None:
@@ -73,6 +77,8 @@ def application_of(
         os.path.abspath(chdir) if chdir else "",
         tuple(map(os.path.abspath, pythonpath)),
         _absolute_command(python) if python else "",
+        reload,
+        dev,
     )
 
 
@@ -99,6 +105,8 @@ def overrides_of(application: Application, *, with_file: bool = False) -> list[s
         f"{'http.pool' if with_file else 'server'}.command={_joined(command)}",
         "http.raw_body=true",
     ]
+    folders = [application.directory or os.path.abspath("."), *application.pythonpath]
+    overrides += development_overrides(folders if application.reload else (), dev=application.dev)
     if application.workers:
         overrides.append(f"http.pool.num_workers={application.workers}")
     if application.python:
@@ -106,6 +114,12 @@ def overrides_of(application: Application, *, with_file: bool = False) -> list[s
     if not with_file:
         overrides += ["version=3", "logs.level=info"]
     return overrides
+
+
+def development_overrides(folders: Sequence[str], *, dev: bool) -> list[str]:
+    """Return what --reload (`folders` are watched then) and --dev add to any configuration."""
+    overrides = [f"reload.paths={_joined(folders)}"] if folders else []
+    return [*overrides, "http.dev=true", "http.pool.num_workers=1"] if dev else overrides
 
 
 def _joined(words: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ With --wsgi or --asgi it needs no configuration file: the flags are the configur
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,10 @@ __all__ = ["command"]
 @click.option("--chdir", metavar="DIR", help="Folder of the application; else the current one.")
 @click.option("--pythonpath", multiple=True, metavar="DIR", help="Import from DIR too; may be repeated.")
 @click.option("--python", metavar="FILE", help="Interpreter of the application, such as that of its venv.")
+@click.option(
+    "--reload", is_flag=True, help="Development: new workers when a file of the application changes."
+)
+@click.option("--dev", is_flag=True, help="Development: one worker, and errors shown in the browser.")
 @click.pass_context
 def command(context: click.Context, /, **flags: object) -> int:
     """Run the server in the foreground. SIGTERM or Ctrl-C stops it gracefully, a second one at once.
@@ -47,6 +52,7 @@ def command(context: click.Context, /, **flags: object) -> int:
     Without a file:
       trailboss serve --wsgi myproject.wsgi          Django, Flask
       trailboss serve --asgi app:app                 FastAPI, Starlette
+      trailboss serve --wsgi app --reload --dev      while you work on it
 
     Exit codes: 0 after a graceful stop; 1 when the start failed or the stop was forced; 2 for a wrong configuration.
     """
@@ -74,16 +80,30 @@ def command(context: click.Context, /, **flags: object) -> int:
 
 def load(settings: Settings, flags: dict[str, object]) -> Config:
     """Return the configuration of the file, of the flags, or of the flags over the file. Raises ConfigError, UsageError."""
-    from trailboss.cli.application import application_of, overrides_of
+    from trailboss.cli.application import application_of, development_overrides, overrides_of
 
+    if flags.get("reload"):
+        require_watchfiles()
     application = application_of(**flags)  # type: ignore[arg-type]  # click has checked them
     if application is None:
+        folder = [os.path.abspath(settings.workdir or ".")] if flags.get("reload") else []
+        settings.overrides[:0] = development_overrides(folder, dev=bool(flags.get("dev")))
         return settings.load()
     with_file = settings.config is not None
     settings.overrides[:0] = overrides_of(application, with_file=with_file)
     if not with_file and application.directory:
         settings.workdir = application.directory
     return settings.load(without_file=not with_file)
+
+
+def require_watchfiles() -> None:
+    """Raise CommandFailed where the package that --reload needs is missing."""
+    try:
+        importlib.import_module("watchfiles")
+    except ImportError as error:
+        raise CommandFailed(
+            "--reload needs the package watchfiles, which is not installed: pip install 'trailboss[reload]'"
+        ) from error
 
 
 def banner(settings: Settings) -> str:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
-from trailboss.cli.client import connect
-from trailboss.cli.options import global_flags, settings_of
-from trailboss.cli.output import human_age, human_bytes, json_flag, print_json, print_table, rich_table
+from trailboss.cli.client import connect, rpc_address
+from trailboss.cli.options import Settings, global_flags, settings_of
+from trailboss.cli.output import human_age, human_bytes, json_flag, print_json, print_table
 
 if TYPE_CHECKING:
     from trailboss_worker.sdk import RPC
@@ -21,7 +20,6 @@ __all__ = ["command", "worker_rows"]
 
 WORKER_HEADINGS = ("PID", "STATUS", "EXECS", "MEMORY", "CPU%", "CREATED")
 JOB_HEADINGS = ("STATUS", "PIPELINE", "DRIVER", "QUEUE", "ACTIVE", "DELAYED", "RESERVED")
-_REDRAW_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +34,37 @@ class PluginWorkers:
 
 @click.command("workers")
 @click.argument("plugins", nargs=-1, metavar="[PLUGIN]...")
-@click.option("-i", "--interactive", is_flag=True, help="Draw again every second until Ctrl-C.")
+@click.option(
+    "-i",
+    "--interactive",
+    is_flag=True,
+    help="Live: what each worker does now, with keys to reset and to add or remove workers.",
+)
 @json_flag
 @global_flags
 @click.pass_context
 def command(context: click.Context, plugins: tuple[str, ...], interactive: bool, as_json: bool) -> None:
     """Show the workers of the named plugins, or of all."""
-    with connect(settings_of(context)) as rpc:
+    settings = settings_of(context)
+    if interactive and not as_json:
+        context.exit(interact(settings, plugins))
+    with connect(settings) as rpc:
         if as_json:
             print_json([as_dict(found) for found in ask(rpc, plugins)])
-        elif interactive and sys.stdout.isatty():
-            redraw(rpc, plugins)
-        elif interactive:
-            while True:
-                show(ask(rpc, plugins))
-                time.sleep(_REDRAW_SECONDS)
         else:
             show(ask(rpc, plugins))
+
+
+def interact(settings: Settings, plugins: Sequence[str]) -> int:
+    """Show them live. Raises CommandFailed where nobody answers at the beginning, or without a terminal."""
+    from trailboss.cli.watch import watch
+    from trailboss_worker.sdk import RPC
+
+    address = rpc_address(settings)
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        with connect(settings) as rpc:  # who is not there at all gets the line that every command has
+            rpc.call("trailboss.State", True)
+    return watch(lambda: RPC(address), plugins)
 
 
 def ask(rpc: RPC, plugins: Sequence[str]) -> list[PluginWorkers]:
@@ -117,19 +129,6 @@ def show(answers: Sequence[PluginWorkers]) -> None:
     """Print every table."""
     for title, headings, rows in tables(answers):
         print_table(title, headings, rows)
-
-
-def redraw(rpc: RPC, plugins: Sequence[str]) -> None:
-    """Draw on the terminal once a second until Ctrl-C."""
-    from rich.console import Console, Group
-    from rich.live import Live
-
-    console = Console()
-    with Live(console=console, screen=True, auto_refresh=False) as live:
-        while True:
-            drawn = [rich_table(*table) for table in tables(ask(rpc, plugins))]
-            live.update(Group(*drawn), refresh=True)  # type: ignore[arg-type]
-            time.sleep(_REDRAW_SECONDS)
 
 
 def as_dict(answer: PluginWorkers) -> dict[str, object]:

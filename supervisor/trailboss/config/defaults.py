@@ -46,6 +46,9 @@ _EXAMPLES: Final = {
 _ENTRY_NAMES: Final = {"pipelines": "emails", "channels": "server", "plugins": "status", "collect": "orders"}
 """Example names for sections that hold named entries."""
 
+_SWITCHED_ON: Final = ("reload",)
+"""Sections of which the mere presence changes a server; in the defaults they are commented out."""
+
 
 def defaults_yaml() -> str:
     """Return every section with its defaults as commented YAML; loading it gives what an unset key gives.
@@ -77,7 +80,7 @@ def _yaml_key(section: type, name: str, item: _Key, indent: str) -> Iterator[str
         yield f"{indent}#   {_ENTRY_NAMES.get(name, 'name')}:"
         yield from (f"{indent}#     {line}" for line in _yaml_section(entries, ""))
     elif inner is not None:
-        is_absent = item.default is None and section is not Config
+        is_absent = item.default is None and (section is not Config or name in _SWITCHED_ON)
         prefix = f"{indent}# " if is_absent else indent
         yield f"{prefix}{name}:"
         yield from (f"{prefix}  {line}" for line in _yaml_section(inner, ""))
@@ -111,8 +114,14 @@ def _yaml_value(section: type, name: str, item: _Key, hint: object) -> str:
     if _kind(hint) in (Kind.DURATION, Kind.SECONDS_OR_DURATION) and isinstance(default, float):
         return format_duration(default)
     if isinstance(default, tuple):
-        return f"[{', '.join(map(str, default))}]"
+        return f"[{', '.join(map(_yaml_word, default))}]"
     return json.dumps(default)
+
+
+def _yaml_word(value: object) -> str:
+    """A list's entry, in quotes where YAML would take its first sign for something else."""
+    text = str(value)
+    return json.dumps(text) if text[:1] in "*&!%@`" else text
 
 
 def _default_of(item: _Key) -> object:

@@ -65,6 +65,7 @@ __all__ = [
     "PluginOptions",
     "PoolConfig",
     "QuarantineConfig",
+    "ReloadConfig",
     "RpcConfig",
     "SecondsOrDuration",
     "SendfileConfig",
@@ -704,6 +705,10 @@ class HttpConfig:
     codec: Literal["auto", "json", "proto", "msgpack"] = key(
         "auto", "How a request is written for the worker; auto: json, which every SDK reads."
     )
+    dev: bool = key(
+        False,
+        "Show errors of the application in the browser, with source code; never where others can reach the server.",
+    )
     retry: bool = key(
         True, "Give a GET or HEAD whose worker died before it answered to another worker, once."
     )
@@ -711,6 +716,28 @@ class HttpConfig:
         "finish", "What happens to a running request whose client has gone."
     )
     limits: HttpLimitsConfig = key(HttpLimitsConfig, "Limits of one client.")
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadConfig:
+    """`reload`: new workers when a file changes; for development (`trailboss serve --reload`)."""
+
+    paths: tuple[str, ...] = key((".",), "Folders or files that are watched, with what is below them.")
+    patterns: tuple[str, ...] = key(
+        (
+            *("*.py", "*.php", "*.phtml", "*.html", "*.htm", "*.jinja", "*.jinja2", "*.j2", "*.twig"),
+            *("*.latte", "*.tpl", ".env"),
+        ),
+        "Names of the files that matter.",
+    )
+    ignore: tuple[str, ...] = key(
+        (
+            *(".git", ".hg", ".svn", "node_modules", "vendor", ".venv", "venv", "__pycache__", ".tox"),
+            *(".mypy_cache", ".pytest_cache", ".ruff_cache", ".idea", ".vscode"),
+            *("var/cache", "var/log", "storage/framework", "bootstrap/cache"),
+        ),
+        "Folders that are left out: a name, or the end of a path.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -928,6 +955,7 @@ class Config:
     jobs: JobsConfig | None = key(None, "Queues and their workers.")
     status: StatusConfig | None = key(None, "Health and readiness over HTTP.")
     metrics: MetricsConfig | None = key(None, "Metrics for Prometheus.")
+    reload: ReloadConfig | None = key(None, "New workers when a file changes; for development.")
     logs: LogsConfig = key(LogsConfig, "Logging.")
     otel: OtelConfig | None = key(None, "Traces.")
     endure: EndureConfig = key(EndureConfig, "The stop budget, under RoadRunner's name.")
@@ -984,10 +1012,6 @@ UNAVAILABLE_SECTIONS: Final[Mapping[str, tuple[str, str]]] = {
             "websockets",
         )
     },
-    "reload": (
-        "the reload plugin left RoadRunner in 2023",
-        "remove the section and run `trailboss reset` after a change",
-    ),
     "new_relic": ("the new_relic plugin left RoadRunner", "remove the section and use otel"),
     "cache": ("the cache plugin is not part of Trailboss", "remove the section"),
     "envfile": ("envfile is not supported", "remove the key and start with --dotenv FILE"),
@@ -1007,6 +1031,13 @@ UNAVAILABLE_KEYS: Final[Mapping[type, Mapping[str, tuple[str, str]]]] = {
         "fcgi": (
             "FastCGI is not available yet in this version of Trailboss",
             "remove the key and let the web server in front speak HTTP",
+        ),
+    },
+    ReloadConfig: {
+        "interval": ("files are not scanned, the kernel says what has changed", "remove the key"),
+        "services": (
+            "every pool is reloaded",
+            "remove the key; its dirs and patterns are paths and patterns here",
         ),
     },
     JobsConfig: {

@@ -8,7 +8,7 @@ finished, then everything is closed.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import trio
 
@@ -16,6 +16,7 @@ from trailboss.config.schema import RpcConfig
 from trailboss.container.contract import Health, Layer, Plugin, Services
 from trailboss.container.state import ServerState
 from trailboss.log import logger
+from trailboss.metrics import Family, MetricSources, counter, gauge
 from trailboss.reactor import Reactor
 from trailboss.rpc.address import default_socket_path, exported_address
 from trailboss.rpc.listen import BoundSocket, Listener, bind
@@ -122,6 +123,9 @@ class RpcPlugin(Plugin):
             services.find(Telemetry),
         )
         self._server = server
+        sources = services.find(MetricSources)
+        if sources is not None:
+            sources.add(lambda: rpc_families(server))
         server.reactor.touch()
         listener = Listener(bound, server, self._allowed_uids)
         try:
@@ -151,3 +155,26 @@ class RpcPlugin(Plugin):
             "calls_under_way": self._server.tasks,
             **self._server.counters.as_dict(),
         }
+
+
+def rpc_families(server: RpcServer) -> Iterator[Family]:
+    """Yield what the RPC port tells at a scrape."""
+    counters = server.counters
+    yield gauge("trailboss_rpc_connections", "RPC clients that are connected now.", len(server.connections))
+    yield gauge("trailboss_rpc_calls_under_way", "RPC calls that have a task now.", server.tasks)
+    yield counter(
+        "trailboss_rpc_connections_total", "RPC connections that were accepted.", counters.connections
+    )
+    yield counter(
+        "trailboss_rpc_connections_refused_total",
+        "RPC connections closed at once: too many, or not allowed to call.",
+        counters.turned_away,
+    )
+    yield counter("trailboss_rpc_calls_total", "RPC calls.", counters.calls)
+    yield counter("trailboss_rpc_errors_total", "RPC calls answered with an error.", counters.errors)
+    yield counter("trailboss_rpc_refused_total", "Of these: refused by the gate.", counters.refused)
+    yield counter(
+        "trailboss_rpc_failures_total",
+        "Of these: exceptions in the server; each is a bug, and in the log.",
+        counters.failures,
+    )

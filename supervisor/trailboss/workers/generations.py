@@ -133,7 +133,9 @@ class Generations:
         rollout = _Rollout(pool, generation, self._surge())
         failure = await rollout.run()
         if failure:
-            log.error("reset failed, the old workers go on", pool=pool.name, text=failure)
+            # In the log the worker's own words stand above; whoever asked gets them with the failure.
+            brief = pool.last_failure if rollout.is_boot_failure else failure
+            log.error("reset failed, the old workers go on", pool=pool.name, text=brief)
             return f"the new workers of the pool {pool.name} did not start, the old ones go on: {failure}"
         log.info(
             "reset done",
@@ -252,6 +254,11 @@ class _Rollout:
             return f"it stopped half-way, {len(self._new)} of {self._total} workers are new: {failure}"
         await self._see_off()
         return ""
+
+    @property
+    def is_boot_failure(self) -> bool:
+        """Whether a new worker did not come up, rather than come up and do badly."""
+        return any(slot.failure for slot in self._new)
 
     def _start(self, count: int) -> None:
         for _ in range(count):

@@ -8,7 +8,7 @@ job's name), so nothing is done for this while requests run.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -60,19 +60,20 @@ def describe_pools(pools: Iterable[Pool], wall_ns: int) -> list[dict[str, object
     return [describe_pool(pool, wall_ns) for pool in pools]
 
 
-def describe_pool(pool: Pool, wall_ns: int) -> dict[str, object]:
+def describe_pool(pool: Pool, wall_ns: int, measure: Callable[[int], Usage] = usage) -> dict[str, object]:
     """Return JSON values: the row of the pool in `trailboss.State`, and a row for each slot under `workers`.
 
-    `wall_ns` is the time in nanoseconds since the epoch, from which ages are reckoned.
+    `wall_ns` is the time in nanoseconds since the epoch, from which ages are reckoned; `measure` tells what a process
+    uses.
     """
     row = pool.describe()
     row["last_failure"] = redacted_text(str(row["last_failure"]))
-    row["workers"] = [_slot_row(slot, wall_ns) for slot in pool.glance()]
+    row["workers"] = [_slot_row(slot, wall_ns, measure) for slot in pool.glance()]
     return row
 
 
-def _slot_row(slot: SlotGlance, wall_ns: int) -> dict[str, object]:
-    used = usage(slot.pid) if slot.pid else Usage(0.0, 0)
+def _slot_row(slot: SlotGlance, wall_ns: int, measure: Callable[[int], Usage]) -> dict[str, object]:
+    used = measure(slot.pid) if slot.pid else Usage(0.0, 0)
     return {
         "slot": slot.number,
         "state": slot.state,

@@ -90,6 +90,7 @@ _STOP_FRAME = encode_frame(b"", stream=STOP)
 
 _answer_headers: dict[bytes, tuple[int, int, int]] = {}
 _request_headers: dict[tuple[int, int, int], bytes] = {}
+_new_tuple = tuple.__new__
 _pack_file = struct.Struct("<IQ").pack
 _pack_front = struct.Struct("<BBI").pack
 _pack_rest = struct.Struct("<IBBI").pack
@@ -206,7 +207,13 @@ class Ticket(Exec):
         label: str,
         on_part: OnPart,
     ) -> None:
-        super().__init__(context, body, flags, on_outcome, label)
+        self.context = context  # what Exec does, written out: one of these is made for every request
+        self.body = body
+        self.flags = flags
+        self.on_outcome = on_outcome
+        self.label = label
+        self.deadline = 0.0
+        self.moves = 0
         self._pool = pool
         self.on_part: OnPart = on_part
         #: Frames of its stream so far.
@@ -583,7 +590,8 @@ class Lane:
                 if split == 13 and data[16:] == STOP_ANSWER_CONTEXT:
                     self._worker_asks_to_stop(exec_)
                 else:
-                    self._finish(exec_, Answer(flags, data[16 : 16 + split], data[16 + split :]))
+                    split += 16
+                    self._finish(exec_, _new_tuple(Answer, (flags, data[16:split], data[split:])))
                 return
         if not data:
             self._on_eof()

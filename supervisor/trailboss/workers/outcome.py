@@ -47,8 +47,12 @@ class SoftError(ExecFailed):
 class WorkerDied(ExecFailed):
     """The worker that had the payload is gone: death, protocol violation, or killed for a limit of somebody else."""
 
-    def __init__(self, text: str, *, pid: int = 0, cause: str = "", sent: bool = True) -> None:
+    def __init__(
+        self, text: str, *, pid: int = 0, cause: str = "", sent: bool = True, output: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(text)
+        #: Its last lines.
+        self.output = output
         self.pid = pid
         #: Cause class of the death record, such as "signal", "exit", "stdout garbage".
         self.cause = cause

@@ -222,7 +222,7 @@ class Pool:
         self._changed = trio.Event()
         self._stop_requested = trio.Event()
         self._finished = trio.Event()
-        self._last_failure = ""
+        self.last_failure = ""
         self.boot_output = BootOutput()
         #: Called from the reactor when a worker has become idle and nothing waits in the pool's own queue.
         self.idle_listener: Callable[[], None] | None = None
@@ -297,6 +297,12 @@ class Pool:
         else:
             exec_ = ticket = Ticket(self, context, body, flags, on_outcome, label, on_part)
         if context or body:
+            idle = self._idle  # the first part of `_dispatch`, without the call
+            if idle:
+                lane = idle.pop()
+                lane.parked = False
+                if lane.start(exec_):
+                    return ticket
             self._dispatch(exec_)
         else:
             # The PHP SDK takes an empty payload for the order to end (wire protocol 2.5).
@@ -587,7 +593,7 @@ class Pool:
             if self._first_start.verdict(self.ready_workers):
                 return (
                     f"the pool {self.name} did not start: {self.ready_workers} of {self.num_workers} workers ready, "
-                    f"{self._first_start.failures} boots failed; the last one: {self._last_failure}"
+                    f"{self._first_start.failures} boots failed; the last one: {self.last_failure}"
                 )
             await self.change()
         return ""
@@ -677,7 +683,7 @@ class Pool:
         if left.planned:
             self.recycles[left.text] += 1
         else:
-            self._last_failure = left.brief or left.text
+            self.last_failure = left.brief or left.text
         if left.planned or self.policy.proved(left.executions, left.ready_seconds):
             slot.history.streak = 0
         elif not left.busy:
@@ -916,18 +922,18 @@ class Pool:
                 log.error(
                     "pool degraded: no worker is left, it keeps probing",
                     pool=self.name,
-                    text=self._last_failure,
+                    text=self.last_failure,
                 )
                 self._fail_queue(lambda: PoolDegraded(self._degraded_text()))
                 if self.config.on_exhausted == "exit" and self.on_exhausted is not None:
-                    self.on_exhausted(f"the pool {self.name} has no worker left: {self._last_failure}")
+                    self.on_exhausted(f"the pool {self.name} has no worker left: {self.last_failure}")
             elif before is PoolPhase.DEGRADED:
                 log.info("pool recovered", pool=self.name)
 
     def _degraded_text(self) -> str:
         probe = self._next_probe()
         when = f"; next try in {probe:.1f} s" if probe is not None else ""
-        return f"the pool {self.name} has no worker: {self._last_failure}{when}"
+        return f"the pool {self.name} has no worker: {self.last_failure}{when}"
 
     def _next_probe(self) -> float | None:
         times = [slot.next_probe for slot in self.slots if slot.next_probe is not None]
@@ -1041,7 +1047,7 @@ class Pool:
             "refused": figures.refused,
             "generation": self.generation,
             "next_probe_seconds": figures.next_probe_seconds,
-            "last_failure": self._last_failure if figures.phase is PoolPhase.DEGRADED else "",
+            "last_failure": self.last_failure if figures.phase is PoolPhase.DEGRADED else "",
             "last_reset_failure": self.generations.last_failure,
             "quarantined": len(self.quarantine.entries(self._reactor.now)) if self._suspects else 0,
             "autoscale": self.upkeep.describe(),

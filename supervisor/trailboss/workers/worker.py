@@ -708,9 +708,9 @@ class Worker(LaneOwner):
         self._doing = exec_
         cause, text = self._cause()
         try:
-            exec_.on_outcome(
-                WorkerDied(f"worker {self.pid} died: {text}", pid=self.pid, cause=cause, sent=not unread)
-            )
+            text = f"worker {self.pid} died: {text}"
+            output = self._stderr.last_lines() if self._stderr is not None else ()
+            exec_.on_outcome(WorkerDied(text, pid=self.pid, cause=cause, sent=not unread, output=output))
         except Exception:
             log.exception("the receiver of an outcome failed", pid=self.pid, pool=self._pool.name)
 

@@ -23,9 +23,9 @@ from trailboss.workers.relay import RelayHub
 
 __all__ = ["Launch", "PoolSpec", "Workshop", "child_environment", "resolve_command"]
 
-#: Never handed to a child: they are this process's own contract with systemd.
+#: Never handed to a child: they are this process's own contract with systemd, or with its workers.
 WITHHELD_PREFIXES = ("WATCHDOG_", "LISTEN_")
-WITHHELD = frozenset({"NOTIFY_SOCKET"})
+WITHHELD = frozenset({"NOTIFY_SOCKET", "TRAILBOSS_DEV", "TRAILBOSS_FILES"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Launch:
 
 
 def child_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """Copy `base` without what must not reach a child (NOTIFY_SOCKET, WATCHDOG_*, LISTEN_*)."""
+    """Copy `base` without what must not reach a child (NOTIFY_SOCKET, WATCHDOG_*, LISTEN_*, what we say to workers)."""
     return {
         name: value
         for name, value in base.items()

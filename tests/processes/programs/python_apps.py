@@ -36,3 +36,21 @@ async def digest_asgi(scope, receive, send):
     )
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": said.encode()})
+
+
+def failing_wsgi(environ, start_response):
+    """Raise what the query says."""
+    if environ["PATH_INFO"] == "/late":
+        start_response("200 OK", [("Content-Type", "text/plain")])
+    raise ValueError(environ["QUERY_STRING"])
+
+
+async def failing_asgi(scope, receive, send):
+    """Raise what the query says; below /framework after an answer of its own, as frameworks do."""
+    if scope["type"] != "http":
+        return
+    if scope["path"] in ("/framework", "/handled"):
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"the framework's own page"})
+    if scope["path"] != "/handled":
+        raise ValueError(scope["query_string"].decode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -134,3 +135,27 @@ def test_a_folder_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     """It is named."""
     assert run(["trailboss", "serve", "--wsgi", "a", "--chdir", f"{os.sep}no{os.sep}such"]) == 2
     assert "/no/such" in capsys.readouterr().err
+
+
+def test_flags_for_development() -> None:
+    """--reload watches the application's folder and the import paths, --dev shows errors from one worker."""
+    application = application_of(
+        wsgi="a", asgi=None, chdir="/srv", pythonpath=("/lib",), reload=True, dev=True
+    )
+    assert application is not None
+    overrides = overrides_of(application)
+    assert "reload.paths=/srv,/lib" in overrides
+    assert "http.dev=true" in overrides
+    assert "http.pool.num_workers=1" in overrides
+    plain = application_of(wsgi="a", asgi=None)
+    assert plain is not None
+    assert not [word for word in overrides_of(plain) if "reload" in word or "dev" in word]
+
+
+def test_reloading_without_its_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--reload without watchfiles says how to install it, before anything starts."""
+    monkeypatch.setitem(sys.modules, "watchfiles", None)
+    assert run(["trailboss", "serve", "--wsgi", "a", "--reload"]) == 1
+    assert "pip install 'trailboss[reload]'" in capsys.readouterr().err

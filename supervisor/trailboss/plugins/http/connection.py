@@ -20,6 +20,7 @@ import os
 import socket
 import struct
 import termios
+from bisect import bisect_left
 from collections.abc import Callable
 from enum import Enum
 from math import inf
@@ -30,6 +31,7 @@ from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.h1 import (
     CHUNKED,
     ChunkDecoder,
+    EncodedHeaders,
     HeadParser,
     Refusal,
     check_incomplete_head,
@@ -61,6 +63,8 @@ JOINED_BODY_BYTES: Final = 16 * 1024
 READ_AHEAD_BYTES: Final = 64 * 1024
 #: Bytes of a file sent before others on the data plane get their turn.
 FILE_BYTES_PER_TURN: Final = 1 << 20
+#: The same over TLS, where each costs several times as much.
+TLS_BYTES_PER_TURN: Final = 1 << 18
 #: Requests of a pipeline answered before others get their turn.
 REQUESTS_PER_TURN: Final = 32
 #: How HTTP/2 begins where nothing was negotiated (RFC 9113, 3.4); no method of HTTP/1 is called PRI.
@@ -69,6 +73,14 @@ CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: close() then resets the connection, so that an answer that ends with it does not look complete.
 _RESET: Final = struct.pack("ii", 1, 0)
 _CLOSE_LINE: Final = b"Connection: close\r\n"
+#: Members by names of their own, where every request passes: in CPython 3.11 a look into an Enum costs a tenth of a µs.
+_REQUEST: Final = Waiting.REQUEST
+_HEAD: Final = Waiting.HEAD
+_BODY: Final = Waiting.BODY
+_ANSWER: Final = Waiting.ANSWER
+_DEPARTURE: Final = Waiting.DEPARTURE
+#: The last line of most heads, and the empty line, by the size of the body.
+_LENGTH_LINES: Final = [b"Content-Length: %d\r\n\r\n" % size for size in range(1024)]
 
 
 class _Framing(Enum):
@@ -78,6 +90,9 @@ class _Framing(Enum):
     LENGTH = "by its length"
     CHUNKED = "by its last chunk"
     CLOSE = "by the end of the connection"
+
+
+_NO_FRAMING: Final = _Framing.NONE
 
 
 class Answer:
@@ -101,7 +116,7 @@ class Answer:
         self._connection = connection
         self.request = request
         self._keep = keep
-        self._framing = _Framing.NONE
+        self._framing: _Framing = _NO_FRAMING
         self._left = 0
         self._held_head = b""
         self.started = False
@@ -122,7 +137,8 @@ class Answer:
         if front.reactor.now >= front.date_until:
             front.refresh_date()
         try:
-            lines = status_line(status) + front.date_line + encode_headers(headers)
+            lines = headers.lines if type(headers) is EncodedHeaders else encode_headers(headers)
+            start = status_line(status)
         except ValueError as error:
             self._bad_answer(error)
             return
@@ -130,17 +146,18 @@ class Answer:
         if front.draining or not keep:
             keep = False
             lines += _CLOSE_LINE
+        size = len(body)
         if status == 204 or status == 304:
-            data, body = lines + b"\r\n", b""
+            last, body = b"\r\n", b""
         else:
-            data = b"%bContent-Length: %d\r\n\r\n" % (lines, len(body))
+            last = _LENGTH_LINES[size] if size < 1024 else b"Content-Length: %d\r\n\r\n" % size
             if self.request.method == "HEAD":
                 body = b""
         self.started = self.finished = True
         if len(body) <= JOINED_BODY_BYTES:
-            connection.send(data + body if body else data)
+            connection.send(b"".join((start, front.date_line, lines, last, body)))
         else:
-            connection.send_both(data, body)
+            connection.send_both(b"".join((start, front.date_line, lines, last)), body)
         connection.answered(self.request, keep)
 
     def inform(self, status: int, headers: HeaderList) -> None:
@@ -410,7 +427,7 @@ class Connection:
             return
         waiting = self._waiting
         try:
-            data = self._sock.recv(RECEIVE_BODY_BYTES if waiting is Waiting.BODY else RECEIVE_BYTES)
+            data = self._sock.recv(RECEIVE_BODY_BYTES if waiting is _BODY else RECEIVE_BYTES)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -418,12 +435,17 @@ class Connection:
             return
         if not data:
             self._on_end()
-        elif waiting is Waiting.BODY:
+        elif waiting is _BODY:
             self._on_body(data)
-        elif waiting is Waiting.ANSWER or self._out.size or self._closing:
+        elif waiting is _ANSWER or self._out.size or self._closing:
             self._read_ahead(data)
-        elif waiting is Waiting.DEPARTURE:
+        elif waiting is _DEPARTURE:
             pass
+        elif not self._buffer and (request := self._parser.parse_plain(data, self._reactor.now)) is not None:
+            if self._parser.length:
+                self._begin_body(request, self._parser.length)
+            else:
+                self._handle(request)
         elif not self._buffer and 0 < data.find(b"\r\n\r\n") == len(data) - 4 and data[0] != 13:
             self._on_head(data)
         else:
@@ -466,7 +488,7 @@ class Connection:
         """Whether the next request may be looked at: none is under way, and the answers before it have left."""
         waiting = self._waiting
         return (
-            (waiting is Waiting.HEAD or waiting is Waiting.REQUEST)
+            (waiting is _HEAD or waiting is _REQUEST)
             and not self._out.size
             and not self._closing
             and not self.closed
@@ -541,7 +563,7 @@ class Connection:
 
     def _handle(self, request: Request) -> None:
         front = self.front
-        self._waiting = Waiting.ANSWER
+        self._waiting = _ANSWER
         self._answer = answer = Answer(self, request, self._parser.keep_alive)
         front.in_flight += 1
         front.counters.requests += 1
@@ -624,7 +646,10 @@ class Connection:
         """Take note that a request has been answered, or given up."""
         front = self.front
         front.in_flight -= 1
-        front.latency.observe(self._reactor.now - request.started)
+        now = self._reactor.now
+        latency = front.latency  # its `observe`, without the call
+        latency.counts[bisect_left(latency.bounds, now - request.started)] += 1
+        latency.total += now - request.started
         if request.body is not EMPTY_BODY:
             request.body.close()
         self._answer = None
@@ -637,8 +662,8 @@ class Connection:
             if not self._out.size:
                 self._leave()
             return
-        self._waiting = Waiting.REQUEST
-        self._since = now = self._reactor.now
+        self._waiting = _REQUEST
+        self._since = now
         if self._deadline is None:
             self._arm(now + front.limits.idle_timeout_seconds)
         if self._buffer or self._paused:
@@ -858,7 +883,7 @@ class Connection:
     def _push_out(self) -> None:
         """Send what waits as far as the kernel takes it, within a bound."""
         out = self._out
-        budget = FILE_BYTES_PER_TURN
+        budget = FILE_BYTES_PER_TURN if self._tls is None else TLS_BYTES_PER_TURN
         while out.size and budget > 0:
             item = out.first
             try:

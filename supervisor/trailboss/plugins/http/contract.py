@@ -17,13 +17,15 @@ name is what users write in `http.middleware`. :mod:`trailboss.testing.check_htt
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from trailboss.config.schema import HttpConfig
 from trailboss.log import logger
+from trailboss.metrics import MetricSources
 from trailboss.plugins.http.connection import failure
 from trailboss.plugins.http.message import HeaderList, Middleware, Responder
+from trailboss.telemetry import Telemetry
 
 __all__ = [
     "GROUP",
@@ -97,6 +99,10 @@ class MiddlewareServices:
     section: Sections = _no_sections
     #: The quick way for access log records, many at a time; None: they go to `access_log` one by one.
     access_lines: LineSink | None = None
+    #: Where a middleware says what is to be scraped from it.
+    sources: MetricSources = field(default_factory=MetricSources)
+    #: Spans; they go nowhere unless somebody exports them.
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
 
 class MiddlewareFactory(Protocol):

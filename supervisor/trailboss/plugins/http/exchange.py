@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from trailboss.config.schema import HttpConfig
@@ -32,6 +33,7 @@ from trailboss.plugins.http.forms import (
     EMPTY_TREE,
     MULTIPART,
     URLENCODED,
+    URLENCODED_LENGTH_MAX,
     FormRefused,
     MultipartForm,
     form_kind,
@@ -123,7 +125,7 @@ _REFUSALS: Final[tuple[tuple[type[Exception], Refusal], ...]] = (
     (QueueTimeout, Refusal(503, "queue timeout", 1)),
     (PoolDegraded, Refusal(503, "no workers", 1)),
     (Quarantined, Refusal(503, "quarantined")),
-    (PoolClosed, Refusal(503, "draining", close=True)),
+    (PoolClosed, Refusal(503, "draining", 1, close=True)),
     (ExecTimeout, Refusal(504, "exec timeout")),
     (WorkerDied, Refusal(502, "worker died")),
     (BadAnswer, Refusal(502, "bad answer")),
@@ -157,6 +159,8 @@ class Exchange:
         self.upload_rules = UploadRules(config.uploads, owner)
         self.internal_error_code = config.internal_error_code
         self.retry = config.retry
+        #: Errors are shown in the browser.
+        self.dev = config.dev
         self.stop_on_disconnect = config.on_disconnect == "stop"
         self.stream_timeout = config.pool.stream_timeout
 
@@ -178,7 +182,10 @@ class Exchange:
                 else:
                     conversation.submit_body(context)
                 return
-        conversation.begin()
+        try:
+            conversation.begin()
+        except Exception as error:
+            conversation.contain(error)
 
 
 class _Conversation:
@@ -227,11 +234,7 @@ class _Conversation:
             kind = form_kind(request.header(b"content-type"))
         try:
             if kind == URLENCODED:
-                known = request.method in _WITH_FORM_BODY
-                self.submit(
-                    self._context(parsed=True),
-                    parse_urlencoded(request.body.bytes()) if known else EMPTY_TREE,
-                )
+                self.submit(self._context(parsed=True), self._read_urlencoded())
             elif kind == MULTIPART:
                 self._read_multipart()
             elif ignored or request.body.size == 0:
@@ -247,6 +250,15 @@ class _Conversation:
         writer = self.exchange.writer
         write = writer.proto if self.exchange.flags == PROTO else writer.json
         return write(self.request, parsed=parsed, uploads=uploads)
+
+    def _read_urlencoded(self) -> bytes:
+        """The tree of the form. One that is too long is not even read back into memory. Raises FormRefused, OSError."""
+        request = self.request
+        if request.method not in _WITH_FORM_BODY:
+            return EMPTY_TREE
+        if request.body.size > URLENCODED_LENGTH_MAX:
+            raise FormRefused(413, f"a form of more than {URLENCODED_LENGTH_MAX} bytes")
+        return parse_urlencoded(request.body.bytes())
 
     def _read_multipart(self) -> None:
         body, reactor = self.request.body, self.exchange.reactor
@@ -285,6 +297,8 @@ class _Conversation:
             self._refuse_form(error)
         except OSError as error:
             self._spool_failed(error)
+        except Exception as error:
+            self.contain(error)
 
     def _submit_multipart(self, form: MultipartForm, uploads: Uploads) -> None:
         tree = form.finish()
@@ -336,30 +350,38 @@ class _Conversation:
     def on_outcome(self, outcome: Outcome) -> None:
         """Pool: the last word on this request."""
         self.ticket = None  # which refers to this: without a cycle the memory is free at once
-        if self.finished:
-            self._clean_up()
-        elif self.head is not None:
-            self._end_stream(outcome)
-            self._clean_up()
-        elif isinstance(outcome, Answer):
-            flags, context, body = outcome
-            try:
-                head = parse_head(context, flags) if context else EMPTY_HEAD
-                if head.plain and self.request.method != "HEAD":
-                    if head.length is not None and head.length != len(body):
-                        check_length(head, len(body))
-                    self._hand_over().respond(head.status, head.headers, body)
-                else:
-                    self._respond(head, body)
-            except BadAnswer as error:
-                self._refuse_answer(error)
-            self._clean_up()
-        elif self._may_retry(outcome):
-            self.retried = True
-            self.submit(self.context, self.body)
-        else:
-            self._fail(outcome)
-            self._clean_up()
+        try:
+            if self.finished:
+                self._clean_up()
+            elif self.head is not None:
+                self._end_stream(outcome)
+                self._clean_up()
+            elif type(outcome) is Answer:
+                flags, context, body = outcome
+                try:
+                    head = parse_head(context, flags) if context else EMPTY_HEAD
+                    if head.plain and self.request.method != "HEAD":
+                        if head.length is not None and head.length != len(body):
+                            check_length(head, len(body))
+                        responder = self.responder  # `_hand_over`, without the call
+                        self.finished = True
+                        responder.on_gone = None
+                        responder.on_ready = None
+                        responder.respond(head.status, head.headers, body)
+                    else:
+                        self._respond(head, body)
+                except BadAnswer as error:
+                    self._refuse_answer(error)
+                if self.uploads is not None or type(self.body) is FileBody:
+                    self._clean_up()
+            elif self._may_retry(outcome):
+                self.retried = True
+                self.submit(self.context, self.body)
+            else:
+                self._fail(outcome)
+                self._clean_up()
+        except Exception as error:
+            self.contain(error)
 
     def _respond(self, head: AnswerHead, body: bytes) -> None:
         """A whole answer of the less usual kind. Raises BadAnswer."""
@@ -388,15 +410,21 @@ class _Conversation:
         """Pool: one frame of a stream. False while the client takes no more."""
         if self.finished:
             return True
-        if self.head is None:
-            try:
-                if not self._begin_stream(parse_head(context, flags) if context else EMPTY_HEAD, len(body)):
+        try:
+            if self.head is None:
+                try:
+                    head = parse_head(context, flags) if context else EMPTY_HEAD
+                    if not self._begin_stream(head, len(body)):
+                        return True
+                except BadAnswer as error:
+                    self._refuse_answer(error)
+                    self._cancel()
                     return True
-            except BadAnswer as error:
-                self._refuse_answer(error)
-                self._cancel()
-                return True
-        return self._send(body)
+            return self._send(body)
+        except Exception as error:
+            self._give_up(error)
+            self._cancel()
+            return True
 
     def _begin_stream(self, head: AnswerHead, size: int) -> bool:
         """Send an interim answer or the head; True if its body follows. Raises BadAnswer."""
@@ -433,6 +461,11 @@ class _Conversation:
                     self._cancel()
                     return True
             responder.data(body)
+        if responder.finished:
+            # It has ended the answer on its own account, and nobody would ask for more.
+            self._hand_over()
+            self._cancel()
+            return True
         return responder.wants_more
 
     def _end_stream(self, outcome: Outcome) -> None:
@@ -479,25 +512,51 @@ class _Conversation:
         self._note(refusal.status, refusal.reason, error)
         if isinstance(error, SoftError):
             self._log("the worker reported an error", str(error))
-            if self.responder.started:
-                self._hand_over().abort()
+            if not exchange.pool.debug and not exchange.dev and not self.responder.started:
+                # The application's own failure: no text of ours stands in for its page.
+                self._hand_over().respond(refusal.status, [(b"trailboss-reason", b"worker error")], b"")
                 return
-            headers = [(b"trailboss-reason", refusal.reason.encode())]
-            body = b""
-            if exchange.pool.debug:
-                headers.append((b"Content-Type", b"text/plain; charset=utf-8"))
-                body = str(error).encode("utf-8", "replace")
-            self._hand_over().respond(refusal.status, headers, body)
-            return
-        self._hand_over().fail(
-            refusal.status, refusal.reason, retry_after=refusal.retry_after, close=refusal.close
-        )
+        self._refuse(refusal, error)
 
     def _refuse_answer(self, error: BadAnswer) -> None:
         self._log("bad answer from a worker", str(error))
         refusal = refusal_of(error, self.exchange.internal_error_code)
         self._note(refusal.status, refusal.reason, error)
-        self._hand_over().fail(refusal.status, refusal.reason)
+        self._refuse(refusal, error)
+
+    def _refuse(self, refusal: Refusal, error: Exception) -> None:
+        """Answer with the reason; in a pool for debugging with everything that is known."""
+        responder = self._hand_over()
+        if self.exchange.dev and not responder.started:
+            self._show(responder, refusal, error)
+            return
+        if not self.exchange.pool.debug or responder.started:
+            responder.fail(
+                refusal.status, refusal.reason, retry_after=refusal.retry_after, close=refusal.close
+            )
+            return
+        headers = [
+            (b"Content-Type", b"text/plain; charset=utf-8"),
+            (b"trailboss-reason", refusal.reason.encode()),
+        ]
+        if refusal.retry_after is not None:
+            headers.append((b"Retry-After", b"%d" % refusal.retry_after))
+        responder.respond(refusal.status, headers, str(error).encode("utf-8", "replace"))
+
+    def _show(self, responder: Responder, refusal: Refusal, error: Exception) -> None:
+        """Development mode: a page for the browser with what went wrong, and what the worker said at last."""
+        from trailboss_worker.error_page import CONTENT_TYPE, page_of_text
+
+        request = self.request
+        output = error.output if isinstance(error, WorkerDied) else ()
+        text = "\n".join([str(error), *(("", *output) if output else ())])
+        body = page_of_text(f"{refusal.status}: {refusal.reason}", f"{request.method} {request.target}", text)
+        headers = [
+            (b"Content-Type", CONTENT_TYPE.encode()),
+            (b"Cache-Control", b"no-store"),
+            (b"trailboss-reason", refusal.reason.encode()),
+        ]
+        responder.respond(refusal.status, headers, body)
 
     def _refuse_form(self, error: FormRefused) -> None:
         self._note(error.status, str(error))
@@ -516,6 +575,31 @@ class _Conversation:
         if refusals is not None:
             request = self.request
             refusals.add(status, reason, request.method, request.path, str(error) if error else "")
+
+    def contain(self, error: Exception) -> None:
+        """A mistake of ours, or of a middleware, costs this request and nothing else."""
+        self._give_up(error)
+        self._cancel()
+        self._clean_up()
+
+    def _give_up(self, error: Exception) -> None:
+        request, responder = self.request, self.responder
+        log.error(
+            "a request failed inside the server",
+            method=request.method,
+            path=request.path[:LABEL_PATH_MAX],
+            exc_info=error,
+        )
+        try:
+            self._hand_over()
+            if not responder.finished:
+                responder.fail(self.exchange.internal_error_code, "internal error")
+        except Exception as second:
+            log.error(
+                "a failed request could not be answered", path=request.path[:LABEL_PATH_MAX], exc_info=second
+            )
+            with suppress(Exception):
+                responder.abort()
 
     def _cut(self, text: str) -> None:
         """What was sent is not whole, and the client must see that."""

@@ -36,6 +36,8 @@ __all__ = [
     "status_line",
 ]
 
+_read_head: Final = HeadReader.read
+_found: Final = HeadReader.found
 #: Stands for the length of a body whose end its chunks tell.
 CHUNKED: Final = -1
 
@@ -135,10 +137,12 @@ class HeadParser:
 
     def parse_plain(self, head: bytes, now: float) -> Request | None:
         """Return the request of exactly one plain head; None for any other bytes, about which nothing is said."""
-        found = self._reader.read(head)
-        if found is None:
+        reader = self._reader
+        if not _read_head(head, len(head), reader.limits, reader.memory):
             return None
-        method_size, target_size, path_size, host_offset, host_size, self.length, keep_alive = found
+        method_size, target_size, path_size, host_offset, host_size, self.length, keep_alive = _found(
+            reader.view
+        )
         self.keep_alive = keep_alive == 1
         self.expects_continue = False
         start = method_size + 1

@@ -60,6 +60,7 @@ from trailboss.plugins.http.h2_gate import (
     known_settings,
 )
 from trailboss.plugins.http.h2_head import Malformed, answer_fields, check_trailers, read_head
+from trailboss.plugins.http.h2_hpack import RememberingDecoder, RememberingEncoder
 from trailboss.plugins.http.h2_stream import Stream
 from trailboss.plugins.http.limits import LINGER_SECONDS, Waiting, deadline
 from trailboss.plugins.http.message import EMPTY_BODY
@@ -232,7 +233,8 @@ class H2Connection:
         values[SettingCodes.MAX_CONCURRENT_STREAMS] = _UNLIMITED
         protocol.local_settings = Settings(client=False, initial_values=values)
         # A head that is somewhat too long is read and answered with 431.
-        protocol.decoder.max_header_list_size = 2 * limits.head_bytes
+        protocol.decoder = RememberingDecoder(2 * limits.head_bytes)
+        protocol.encoder = RememberingEncoder()
         protocol.increment_flow_control_window(CONNECTION_WINDOW - 65_535)
         return protocol
 

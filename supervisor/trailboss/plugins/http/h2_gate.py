@@ -40,6 +40,8 @@ FRAME_HEAD_BYTES: Final = 9
 #: The least a server has to take, and what we take: RFC 9113, 6.5.2.
 FRAME_BYTES_MAX: Final = 16_384
 
+#: CONTINUATION frames of one head; h2 itself gives up a little later, with another code.
+CONTINUATIONS_MAX: Final = 60
 #: Patience at the start, the most there can be, and what comes back in a second.
 PATIENCE: Final = 1000.0
 PATIENCE_PER_SECOND: Final = 33.0
@@ -96,6 +98,7 @@ class FrameGate:
         "_block",
         "_block_bytes_max",
         "_head_stream",
+        "_parts",
         "_patience",
         "_since",
         "_started",
@@ -107,7 +110,7 @@ class FrameGate:
     def __init__(self, head_bytes: int, now: float) -> None:
         #: A head may be twice as long as allowed, so that it can be read and answered with 431.
         self._block_bytes_max = 2 * head_bytes
-        self._block = 0
+        self._block = self._parts = 0
         self._head_stream = 0
         self._patience = PATIENCE
         self._since = now
@@ -147,13 +150,16 @@ class FrameGate:
     def _on_head_part(self, kind: int, flags: int, length: int, now: float) -> None:
         if kind == CONTINUATION:
             self.spend(PRICES[CONTINUATION] if length else PRICE_EMPTY, now)
+            self._parts += 1
+            if self._parts > CONTINUATIONS_MAX:
+                raise Violation(ErrorCodes.ENHANCE_YOUR_CALM, "a head in too many pieces")
         elif self._head_stream:
             raise Violation(ErrorCodes.PROTOCOL_ERROR, "a frame in the middle of a head")
         self._block += length
         if self._block > self._block_bytes_max:
             raise Violation(ErrorCodes.ENHANCE_YOUR_CALM, "a head is too long")
         if flags & END_HEADERS:
-            self._block = self._head_stream = 0
+            self._block = self._parts = self._head_stream = 0
             self.head_since = None
         elif not self._head_stream:
             self._head_stream = self.stream

@@ -152,13 +152,13 @@ def read_head(
         headers.append((b"cookie", cookies[0] if len(cookies) == 1 else b"; ".join(cookies)))
     if size > limits.head_bytes:
         raise Refusal(431, "the head is too long")
-    if len(headers) > limits.header_count or len(cookies) > limits.header_count:
-        raise Refusal(431, "too many headers")
     method, target = _check_method_and_target(pseudo, limits)
     authority = pseudo.get(b":authority")
     host_text = _check_host(authority, host)
     if host is None:
         headers.insert(0, (b"host", authority or b""))
+    if len(headers) > limits.header_count or len(cookies) > limits.header_count:
+        raise Refusal(431, "too many headers")
     if expectation is not None and expectation.lower() != b"100-continue":
         raise Refusal(417, "an expectation other than 100-continue")
     if method == "TRACE" and not ended:

@@ -161,6 +161,7 @@ class Handshake:
         if not data:
             self.close()
             return
+        self._since = self._reactor.now
         self._take(data)
 
     def _take(self, data: bytes) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os  # for one environment variable; nothing here does I/O
 import struct
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -85,22 +86,20 @@ def _limits(limits: Limits) -> Any:
 
 
 class HeadReader:
-    """Reads the plain heads of one connection."""
+    """Reads the plain heads of one connection.
 
-    __slots__ = ("_limits", "_memory", "_view")
+    `read(head, len(head), limits, memory)` says whether `head` is exactly one plain head. `found(view)` tells then the
+    sizes of method, target and path, offset and size of the host, length of the body, 0 where the connection closes.
+    """
+
+    __slots__ = ("limits", "memory", "view")
+
+    read: Callable[[bytes, int, Any, Any], int] = staticmethod(_read_head)
+    found: Callable[[Any], tuple[int, int, int, int, int, int, int]] = staticmethod(_HEAD.unpack)
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = _limits(limits)
-        self._memory, self._view = _new("struct trailboss_http_head *")
-
-    def read(self, head: bytes) -> tuple[int, ...] | None:
-        """Sizes of method, target and path, offset and size of the host, length of the body, 0 where the connection closes.
-
-        None for bytes that are not exactly one plain head.
-        """
-        if _read_head(head, len(head), self._limits, self._memory):
-            return _HEAD.unpack(self._view)
-        return None
+        self.limits = _limits(limits)
+        self.memory, self.view = _new("struct trailboss_http_head *")
 
 
 class ContextBuffer:

@@ -18,11 +18,13 @@ from trailboss.config.schema import HttpConfig
 from trailboss.container.contract import Layer, Phase, Plugin, PluginFailed, Services
 from trailboss.container.inspect import HttpFigures, HttpInspector
 from trailboss.log import logger
+from trailboss.metrics import MetricSources
 from trailboss.plugins.http.activation import PassedSockets
 from trailboss.plugins.http.certificates import LOOK_SECONDS, CertificateError, Certificates
 from trailboss.plugins.http.contract import LineSink, MiddlewareError, MiddlewareServices
 from trailboss.plugins.http.exchange import Exchange
 from trailboss.plugins.http.front import Front
+from trailboss.plugins.http.front_figures import http_families
 from trailboss.plugins.http.limits import Limits
 from trailboss.plugins.http.listen import AddressError, Listener, bind_all
 from trailboss.plugins.http.middleware.chain import build_chain
@@ -34,6 +36,7 @@ from trailboss.plugins.http.upload_folder import sweep
 from trailboss.plugins.http.uploads import Owner
 from trailboss.plugins.http.warmup import failure_of, warmup_payload
 from trailboss.reactor import Reactor
+from trailboss.telemetry import Telemetry
 from trailboss.workers.lane import OnOutcome, OnPart
 from trailboss.workers.outcome import PoolClosed
 
@@ -108,11 +111,13 @@ class HttpPlugin(Plugin):
         from trailboss.workers.workshop import PoolSpec
 
         ours = self._raw_body is True  # what wants bodies as they were sent whatever the file says
+        variables = {"TRAILBOSS_DEV": "1"} if self._config.dev else {}
         return (
             PoolSpec(
                 "http",
                 "http",
                 self._config.pool,
+                variables,
                 takes_files=ours,
                 warmup_request=self._warmup_request,
                 is_failure=failure_of,
@@ -148,7 +153,7 @@ class HttpPlugin(Plugin):
             _PoolToCome(), config, reactor, owner=self._owner, raw_body=self._raw_body, refusals=refusals
         )
         try:
-            handler = build_chain(config, self._middleware_services(reactor), exchange)
+            handler = build_chain(config, self._middleware_services(reactor, services), exchange)
         except MiddlewareError as error:
             raise PluginFailed(self.name, Phase.STARTING, str(error)) from error
         await self._load_certificates()
@@ -168,6 +173,9 @@ class HttpPlugin(Plugin):
         front.http2.h2c = config.http2.h2c
         front.http2.max_concurrent_streams = config.http2.max_concurrent_streams
         services.provide(HttpInspector, self)  # type: ignore[type-abstract] # the key of a service may be a Protocol
+        sources = services.find(MetricSources)
+        if sources is not None:
+            sources.add(lambda: http_families(front))
         try:
             await trio.to_thread.run_sync(sweep, exchange.upload_rules.folder.parent, self._owner)
             task_status.started()
@@ -176,12 +184,17 @@ class HttpPlugin(Plugin):
             self._close_listeners()
             front.close_all()
 
-    def _middleware_services(self, reactor: Reactor) -> MiddlewareServices:
+    def _middleware_services(self, reactor: Reactor, known: Services) -> MiddlewareServices:
         def clock() -> float:
             return reactor.now
 
         services = MiddlewareServices(
-            clock, reactor.call_soon, self._logs_info, access_lines=self._access_lines
+            clock,
+            reactor.call_soon,
+            self._logs_info,
+            access_lines=self._access_lines,
+            sources=known.find(MetricSources) or MetricSources(),
+            telemetry=known.find(Telemetry) or Telemetry(),
         )
         if self._section is None:
             return services
@@ -248,6 +261,12 @@ class HttpPlugin(Plugin):
             Listener(item, front, entrance if key == "http.ssl.address" else None) for key, item in bound
         ]
         plain = [item.address for key, item in bound if key == "http.address"]
+        if self._config.dev:
+            log.warning(
+                "DEVELOPMENT MODE: whoever reaches this server is shown errors with source code; "
+                "never run it like this in production",
+                key="http.dev",
+            )
         log.info("http server was started", address=plain, **({"ssl_address": secure} if secure else {}))
 
     async def close_intake(self) -> None:

@@ -24,7 +24,7 @@ __all__ = ["Holder", "Refusals", "RefusedPool"]
 RECORDS_MAX: Final = 200
 CLIENT_RECORDS_MAX: Final = 50
 #: Records made a second; the rest is counted.
-RECORDS_PER_SECOND: Final = 20
+RECORDS_PER_SECOND: Final = 5
 #: Busy workers kept with a record, those that were longest at it.
 HOLDERS_MAX: Final = 32
 #: Kinds that are counted by name; a client can make up texts, not memory.

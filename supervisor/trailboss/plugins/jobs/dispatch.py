@@ -106,6 +106,8 @@ class Dispatcher:
         self.in_flight = 0
         #: Runs that failed, by cause; for people.
         self.failures: dict[str, int] = {}
+        #: Jobs that a worker has given up itself.
+        self.given_up = 0
 
     # --- who is consumed ---------------------------------------------------------------------------------------------
 
@@ -273,6 +275,7 @@ class Dispatcher:
                 job.headers = merge_headers(job.headers, verdict.headers)
                 self._later(driver.requeue(job, verdict.delay_seconds))
             case GivenUp():
+                self.given_up += 1
                 self._bury(pipeline, job, verdict.reason, "")
             case Failed() if job.auto_ack:
                 # Only where the driver could not ack before the outcome was there: it may be lost, that was asked for.

@@ -11,6 +11,7 @@ from json.encoder import encode_basestring_ascii as quote
 
 import trio
 
+from trailboss.figures import Histogram
 from trailboss.plugins.jobs.contract import ATTEMPTS_HEADER, NO_HEADERS, Books, Job, JobsDriver
 
 __all__ = ["Pipeline", "PipelineState"]
@@ -34,6 +35,7 @@ class Pipeline:
         "failure",
         "name",
         "priority",
+        "pushes",
         "state",
         "stopped",
         "stopping",
@@ -48,6 +50,8 @@ class Pipeline:
         #: What somebody has asked for by Pause or Resume; None: the configuration decides.
         self.wanted: PipelineState | None = None
         self.failure = ""  #: why the driver has ended by itself, or ""
+        #: Seconds that pushes have taken, by RoadRunner's word for their kind: single or batch.
+        self.pushes: dict[str, Histogram] = {}
         self.stopping = trio.Event()
         self.stopped = trio.Event()
         driver.ready.owner = self
@@ -73,6 +77,13 @@ class Pipeline:
             f'{{"id":{quote(job.id)},"job":{quote(job.name)}{self._middle}{headers}'
             f'{self._tail}{job.members},"attempts":{attempts}}}'
         ).encode()
+
+    def note_push(self, source: str, seconds: float) -> None:
+        """Count one call that has pushed, once its jobs are kept."""
+        figures = self.pushes.get(source)
+        if figures is None:
+            figures = self.pushes[source] = Histogram()
+        figures.observe(seconds)
 
     def statistics(self) -> dict[str, object]:
         """Return the row of informer.Jobs; RoadRunner's keys.

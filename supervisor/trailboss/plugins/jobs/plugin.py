@@ -9,7 +9,7 @@ memory of this process takes with it.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from itertools import count
 from math import inf
 from typing import TYPE_CHECKING
@@ -20,10 +20,12 @@ from trailboss.config.schema import JobsConfig
 from trailboss.container.contract import Health, Layer, Phase, Plugin, PluginFailed, RpcMethod, Services
 from trailboss.container.inspect import JobsInspector
 from trailboss.log import logger
+from trailboss.metrics import Family, MetricSources
 from trailboss.plugins.jobs.alarm import Alarm
 from trailboss.plugins.jobs.contract import DriverHost, Room
 from trailboss.plugins.jobs.dispatch import Dispatcher, JobsPool
 from trailboss.plugins.jobs.drivers import UnknownDriver
+from trailboss.plugins.jobs.figures import jobs_families
 from trailboss.plugins.jobs.registry import Pipelines
 from trailboss.plugins.jobs.requests import JobsRequests
 from trailboss.plugins.jobs.verdict import RetryPolicy
@@ -97,6 +99,9 @@ class JobsPlugin(Plugin):
         self.make_pipelines()
         self.dispatcher.telemetry = services.find(Telemetry) or self.dispatcher.telemetry
         services.provide(JobsInspector, self)  # type: ignore[type-abstract] # the key of a service may be a Protocol
+        sources = services.find(MetricSources)
+        if sources is not None:
+            sources.add(self._figures)
         failure = ""
         async with trio.open_nursery() as drivers:
             try:
@@ -164,6 +169,12 @@ class JobsPlugin(Plugin):
         return [pipeline.statistics() for pipeline in self.pipelines.by_name.values()]
 
     # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _figures(self) -> Iterator[Family]:
+        failed = sum(self.dispatcher.failures.values()) + self.dispatcher.given_up
+        return jobs_families(
+            self.pipelines.by_name.values(), self.pipelines.total(), failed, self._requests.refused_pushes
+        )
 
     def make_pipelines(self) -> None:
         """Make the pipelines of the configuration. Raises PluginFailed where one names an unknown driver."""

@@ -8,9 +8,10 @@ batch is accepted or refused in one piece, and a refused one leaves nothing behi
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from json.encoder import encode_basestring_ascii as quote
+from time import perf_counter
 from typing import Final
 
 from trailboss.container.contract import Access, Caller, RpcMethod, RpcRefused
@@ -46,6 +47,8 @@ class JobsRequests:
         self._pump = pump
         self._timeout_seconds = timeout_seconds
         self._names: dict[str, str] = {}
+        #: Calls of Push and PushBatch that were refused.
+        self.refused_pushes = 0
 
     def methods(self) -> list[RpcMethod]:
         """Return the table of methods."""
@@ -120,13 +123,16 @@ class JobsRequests:
 
     def push(self, request: jobs_pb2.PushRequest, caller: Caller) -> object | Awaitable[object]:
         """Accept one job."""
-        pipeline, job = self._read(request.job, "rpc_push")
+        began = perf_counter()
         try:
+            pipeline, job = self._read(request.job, "rpc_push")
             pending = pipeline.driver.push((job,))
-        except PushRefused as refused:
+        except (PushRefused, RpcRefused) as refused:
+            self.refused_pushes += 1
             raise RpcRefused(str(refused)) from None
         if pending is not None:
-            return self._finish_push([pending])
+            return self._finish_push([pending], [pipeline], "single", began)
+        pipeline.note_push("single", perf_counter() - began)
         self._pump()
         return _EMPTY
 
@@ -136,36 +142,49 @@ class JobsRequests:
         Only where a batch spans pipelines of drivers that may fail later than at once (none of those here) can a part
         of it be stored when the error is answered; the error then says so.
         """
+        began = perf_counter()
         read = self._read
         jobs_by_pipeline: dict[Pipeline, list[Job]] = {}
-        for message in request.jobs:
-            pipeline, job = read(message, "rpc_push_batch")
-            jobs = jobs_by_pipeline.get(pipeline)
-            if jobs is None:
-                jobs_by_pipeline[pipeline] = [job]
-            else:
-                jobs.append(job)
-        self._check_places(jobs_by_pipeline)
         pending: list[Awaitable[None]] = []
         try:
+            for message in request.jobs:
+                pipeline, job = read(message, "rpc_push_batch")
+                jobs = jobs_by_pipeline.get(pipeline)
+                if jobs is None:
+                    jobs_by_pipeline[pipeline] = [job]
+                else:
+                    jobs.append(job)
+            self._check_places(jobs_by_pipeline)
             for pipeline, jobs in jobs_by_pipeline.items():
                 answer = pipeline.driver.push(jobs)
                 if answer is not None:
                     pending.append(answer)
-        except PushRefused as refused:
+        except (PushRefused, RpcRefused) as refused:
+            self.refused_pushes += 1
             raise RpcRefused(str(refused)) from None
         if pending:
-            return self._finish_push(pending)
+            return self._finish_push(pending, list(jobs_by_pipeline), "batch", began)
+        self._note_pushes(jobs_by_pipeline, "batch", began)
         self._pump()
         return _EMPTY
 
-    async def _finish_push(self, pending: Sequence[Awaitable[None]]) -> object:
+    @staticmethod
+    def _note_pushes(pipelines: Iterable[Pipeline], source: str, began: float) -> None:
+        seconds = perf_counter() - began
+        for pipeline in pipelines:
+            pipeline.note_push(source, seconds)
+
+    async def _finish_push(
+        self, pending: Sequence[Awaitable[None]], pipelines: Sequence[Pipeline], source: str, began: float
+    ) -> object:
         finished = 0
         try:
             for push in pending:
                 await push
                 finished += 1
+            self._note_pushes(pipelines, source, began)
         except PushRefused as refused:
+            self.refused_pushes += 1
             partly = f" ({finished} of {len(pending)} pipelines have taken their jobs)" if finished else ""
             raise RpcRefused(f"{refused}{partly}") from None
         finally:

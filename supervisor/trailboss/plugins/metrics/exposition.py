@@ -66,6 +66,23 @@ class Scrapes:
         self._under_way[shape] = [on_done]
         _Making(self._reactor, shape, self._families(), self._finish).go_on()
 
+    def scrape_now(self) -> ScrapePage:
+        """Return a page in the old format, made in one go where there is no fresh one."""
+        self.asked_at = now = self._reactor.now
+        self.served += 1
+        shape = _Shape(openmetrics=False, gzip=False)
+        fresh = self._fresh.get(shape)
+        if fresh is not None and now - fresh[0] < FRESH_SECONDS:
+            return fresh[1]
+        making = _Making(self._reactor, shape, self._families(), self._finish)
+        page = None
+        while page is None:
+            page = making.work()
+        if page.status == 200:
+            self._fresh[shape] = (now, page)
+        self.made += 1
+        return page
+
     def _finish(self, shape: _Shape, page: ScrapePage, size_bytes: int) -> None:
         self.made += 1
         self.size_bytes = size_bytes
@@ -102,22 +119,26 @@ class _Making:
 
     def go_on(self) -> None:
         """Make pieces until there are no more, or the turn of the reactor is over."""
-        try:
-            page = self._work()
-        except Exception:
-            log.exception("a scrape failed")
-            page = ScrapePage("text/plain; charset=utf-8", "", b"the scrape failed, the log says why\n", 500)
-        if page is not None:
+        page = self.work()
+        if page is None:
+            self._reactor.call_soon(self.go_on)
+        else:
             self._on_done(self._shape, page, self._size_bytes)
 
+    def work(self) -> ScrapePage | None:
+        """Return the page, or None where there is more to do in another turn. Never raises."""
+        try:
+            return self._work()
+        except Exception:
+            log.exception("a scrape failed")
+            return ScrapePage("text/plain; charset=utf-8", "", b"the scrape failed, the log says why\n", 500)
+
     def _work(self) -> ScrapePage | None:
-        """Return the page, or None where there is more to do in another turn."""
         compressor, parts = self._compressor, self._parts
         for piece in self._pieces:
             self._size_bytes += len(piece)
             parts.append(piece if compressor is None else compressor.compress(piece))
             if self._reactor.late:
-                self._reactor.call_soon(self.go_on)
                 return None
         if compressor is not None:
             parts.append(compressor.flush())

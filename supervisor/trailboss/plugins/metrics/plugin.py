@@ -132,6 +132,12 @@ class MetricsPlugin(Plugin):
         self._asked.set()
         self._scrapes.scrape(accept, accept_encoding, on_done)
 
+    def scrape_now(self) -> ScrapePage:
+        """Exposition: make a scrape at once."""
+        assert self._scrapes is not None  # the service is provided after it is made
+        self._asked.set()
+        return self._scrapes.scrape_now()
+
     def _families(self) -> Iterator[Family]:
         """Yield the server's own figures, those of other plugins, those of applications. Never raises."""
         sources = self._services.find(MetricSources)

@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Span as SdkSpan
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
-from opentelemetry.trace import Status, StatusCode, set_span_in_context
+from opentelemetry.trace import Span as AnySpan
+from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import trailboss
@@ -35,6 +35,7 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 _DEFAULT_HTTP_ENDPOINT = "localhost:4318"
 _TRACES_PATH = "/v1/traces"
 _REPEAT_SECONDS = 60.0
+_KINDS = {"server": SpanKind.SERVER}
 
 
 class _Contained:
@@ -60,7 +61,7 @@ class RecordedSpan(Span):
 
     __slots__ = ("_headers", "_span")
 
-    def __init__(self, span: SdkSpan) -> None:
+    def __init__(self, span: AnySpan) -> None:
         self._span = span
         self._headers: Mapping[str, str] | None = None
 
@@ -98,13 +99,20 @@ class ExporterBackend:
         self._provider = provider
         self._tracer = provider.get_tracer("trailboss", trailboss.__version__)
 
-    def start(self, name: str, attributes: Attributes | None, parent: Mapping[str, str] | None) -> Span:
-        """Begin a span, as a child of the trace context in the headers `parent` if there is one."""
+    def start(
+        self, name: str, attributes: Attributes | None, parent: Mapping[str, str] | None, kind: str = ""
+    ) -> Span:
+        """Begin a span, as a child of the trace context in the headers `parent` if there is one.
+
+        One that is not sampled records nothing, but its context says so to whoever comes next.
+        """
         context = None
         if parent:
             context = _PROPAGATOR.extract({key.lower(): value for key, value in parent.items()})
-        span = self._tracer.start_span(name, context=context, attributes=attributes)
-        return RecordedSpan(span) if isinstance(span, SdkSpan) else Span()
+        span = self._tracer.start_span(
+            name, context=context, attributes=attributes, kind=_KINDS.get(kind, SpanKind.INTERNAL)
+        )
+        return RecordedSpan(span)
 
     def close(self) -> None:
         """Export what is left and end the exporter's thread; blocks."""

@@ -1,5 +1,6 @@
 """The plugin `status`: RoadRunner's paths, JSON and codes over HTTP, and status.Status and Ready over RPC, but honest.
 
+/: a page for people, kept alive by /events.
 /health: does everything live, /ready: may traffic come, /jobs: the queues, /state: `trailboss.State`. The port opens
 first and closes last, so a probe always meets somebody: while the server starts it is told what is waited for, while it
 stops /health stays 200 (the process must not be killed for stopping) and /ready says no.
@@ -8,7 +9,7 @@ stops /health stays 200 (the process must not be killed for stopping) and /ready
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
@@ -29,8 +30,12 @@ from trailboss.container.inspect import JobsInspector
 from trailboss.container.state import ServerState
 from trailboss.log import logger
 from trailboss.messages.status_pb2 import Request, Response
+from trailboss.metrics import Exposition
 from trailboss.plugins.status.checks import Check, PoolFigures, StatusRow, overall_code, row_of, rows
+from trailboss.plugins.status.hosts import Hosts
 from trailboss.plugins.status.http import HttpAnswer, HttpListener, HttpRequest, bind_status
+from trailboss.plugins.status.live import CLIENTS_MAX, LivePage, event_of
+from trailboss.plugins.status.snapshot import Snapshots
 from trailboss.reactor import Reactor
 from trailboss.workers.pool import PoolSet
 
@@ -39,6 +44,10 @@ __all__ = ["StatusPlugin"]
 log = logger("status")
 
 DEFAULT_UNAVAILABLE_CODE = 503
+HTML = "text/html; charset=utf-8"
+TEXT = "text/plain; charset=utf-8"
+#: How soon a browser comes back after a lost connection, in milliseconds.
+STREAM_BEGINNING = b"retry: 2000\n\n"
 
 
 class StatusPlugin(Plugin):
@@ -52,6 +61,7 @@ class StatusPlugin(Plugin):
         self._config = config
         self._services: Services | None = None
         self._address = ""
+        self._page: _Page | None = None
 
     @property
     def address(self) -> str:
@@ -77,7 +87,10 @@ class StatusPlugin(Plugin):
         sock = bind_status(host, port, f"status.address: {self._config.address}")
         bound_host, bound_port = sock.getsockname()[:2]
         self._address = f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
-        listener = HttpListener(sock, services.get(Reactor), self._handle, self._config.check_timeout)
+        reactor = services.get(Reactor)
+        if self._config.page:
+            self._page = _Page(services, reactor, Hosts(host, self._config.hosts))
+        listener = HttpListener(sock, reactor, self._handle, self._config.check_timeout)
         try:
             log.info("status port bound", address=self._address)
             task_status.started()
@@ -127,21 +140,40 @@ class StatusPlugin(Plugin):
             return self._jobs()
         if request.path == "/state":
             return _json(200, self._state().as_dict())
-        return _json(
-            404, {"error": f"no such path: {request.path}", "paths": ["/health", "/ready", "/jobs", "/state"]}
-        )
+        if request.path == "/metrics":
+            return self._metrics()
+        page = self._page
+        if page is not None and request.path in ("/", "/events"):
+            return page.answer(request)
+        paths = [
+            "/health",
+            "/ready",
+            "/jobs",
+            "/state",
+            "/metrics",
+            *(("/", "/events") if page is not None else ()),
+        ]
+        return _json(404, {"error": f"no such path: {request.path}", "paths": paths})
+
+    def _metrics(self) -> HttpAnswer:
+        """The scrape that the metrics plugin makes, in the format that every client reads."""
+        exposition = self._known_services().find(Exposition)  # type: ignore[type-abstract]
+        if exposition is None:
+            return HttpAnswer(
+                self._unavailable_code, b"metrics plugin not found", "text/plain; charset=utf-8"
+            )
+        page = exposition.scrape_now()
+        return HttpAnswer(page.status, page.body, page.content_type)
 
     def _health(self, names: Sequence[str]) -> HttpAnswer:
         if self._is_stopping():
-            return HttpAnswer(200, b"service is shutting down", "text/plain; charset=utf-8")
+            return HttpAnswer(200, b"service is shutting down", TEXT)
         found = rows(names, Check.HEALTH, self._plugins(), self._pools(), self._unavailable_code)
         return self._rows_answer(found)
 
     def _ready(self, names: Sequence[str]) -> HttpAnswer:
         if self._is_stopping():
-            return HttpAnswer(
-                self._unavailable_code, b"service is shutting down", "text/plain; charset=utf-8"
-            )
+            return HttpAnswer(self._unavailable_code, b"service is shutting down", TEXT)
         found = rows(names, Check.READY, self._plugins(), self._pools(), self._unavailable_code)
         state = self._state()
         if not names and not state.fully_ready:
@@ -155,12 +187,10 @@ class StatusPlugin(Plugin):
 
     def _jobs(self) -> HttpAnswer:
         if self._is_stopping():
-            return HttpAnswer(
-                self._unavailable_code, b"service is shutting down", "text/plain; charset=utf-8"
-            )
+            return HttpAnswer(self._unavailable_code, b"service is shutting down", TEXT)
         inspector = self._known_services().find(JobsInspector)  # type: ignore[type-abstract]
         if inspector is None:
-            return HttpAnswer(self._unavailable_code, b"jobs plugin not found", "text/plain; charset=utf-8")
+            return HttpAnswer(self._unavailable_code, b"jobs plugin not found", TEXT)
         return _json(200, [_jobs_row(row) for row in inspector.job_states()])
 
     # --- what is known --------------------------------------------------------------------------------------------
@@ -196,6 +226,61 @@ class StatusPlugin(Plugin):
         if self._services is None:
             raise RpcRefused("service not ready: phase=starting")
         return self._services
+
+
+class _Page:
+    """The page and its two streams: of its parts for the browser, of plain figures for everybody else.
+
+    A picture is made at most once a second however many ask, and so is what is shown of it.
+    """
+
+    def __init__(self, services: Services, reactor: Reactor, hosts: Hosts) -> None:
+        self._reactor = reactor
+        self._hosts = hosts
+        self._snapshots = Snapshots(services)
+        self._parts = LivePage(reactor, lambda now: self._shown(now, "parts", _parts_event))
+        self._figures = LivePage(reactor, lambda now: self._shown(now, "figures", _figures_event))
+        self._made: dict[str, tuple[Mapping[str, object], bytes]] = {}
+
+    def answer(self, request: HttpRequest) -> HttpAnswer:
+        """Answer a request for the page or a stream, or say why not."""
+        # A page of somebody else's may neither look in here (a name of its own that leads to this address, in Host) nor
+        # take the places of those who may.
+        if not self._hosts.allows(request.host):
+            return HttpAnswer(421, self._hosts.refusal(request.host).encode("utf-8", "replace"), TEXT)
+        if request.fetch_site == "cross-site" and request.path == "/events":
+            return HttpAnswer(403, b"events are for pages of this server\n", TEXT)
+        from trailboss.plugins.status.page import (
+            PAGE_HEADERS,
+            render_page,
+        )  # a server nobody looks at does without
+
+        if request.path == "/":
+            body = self._shown(self._reactor.now, "page", render_page)
+            return HttpAnswer(200, body, HTML, PAGE_HEADERS)
+        if len(self._parts) + len(self._figures) >= CLIENTS_MAX:
+            text = f"{CLIENTS_MAX} look already; try again later\n".encode()
+            return HttpAnswer(503, text, TEXT, (("Retry-After", "10"),))
+        audience = self._parts if request.query.get("as") == ["page"] else self._figures
+        return HttpAnswer(200, STREAM_BEGINNING, "text/event-stream", PAGE_HEADERS, audience)
+
+    def _shown(self, now: float, name: str, make: Callable[[Mapping[str, object]], bytes]) -> bytes:
+        snapshot = self._snapshots.current(now)
+        made = self._made.get(name)
+        if made is None or made[0] is not snapshot:
+            made = self._made[name] = (snapshot, make(snapshot))
+        return made[1]
+
+
+def _parts_event(snapshot: Mapping[str, object]) -> bytes:
+    from trailboss.plugins.status.page import render_parts, title_of
+
+    parts = render_parts(snapshot)
+    return event_of("page", {"at": snapshot.get("at"), "title": title_of(snapshot), "parts": parts})
+
+
+def _figures_event(snapshot: Mapping[str, object]) -> bytes:
+    return event_of("snapshot", snapshot)
 
 
 def _json(status: int, value: object) -> HttpAnswer:

@@ -936,7 +936,7 @@ def test_bad_stream_is_stopped() -> None:
         (QueueFull("x"), Failure(503, "queue full", 1, False)),
         (QueueTimeout("x"), Failure(503, "queue timeout", 1, False)),
         (PoolDegraded("x"), Failure(503, "no workers", 1, False)),
-        (PoolClosed("x"), Failure(503, "draining", None, True)),
+        (PoolClosed("x"), Failure(503, "draining", 1, True)),
         (ExecTimeout("x"), Failure(504, "exec timeout", None, False)),
         (WorkerDied("x"), Failure(502, "worker died", None, False)),
         (ExecFailed("x"), Failure(500, "internal error", None, False)),

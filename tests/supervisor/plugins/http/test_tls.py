@@ -19,6 +19,7 @@ from trailboss.plugins.http.connection import Connection
 from trailboss.plugins.http.front import Member
 from trailboss.plugins.http.handshake import Handshake, TlsEntrance
 from trailboss.plugins.http.limits import Limits
+from trailboss.plugins.http.listen import Listener, bind
 from trailboss.plugins.http.message import Request, Responder
 from trailboss.plugins.http.tls import TlsChannel, TlsSocket
 
@@ -666,6 +667,25 @@ def test_half_open_handshakes_are_closed_by_the_drain(visit: Open) -> None:
     assert front.open_count == 1
     front.close_idle(bench.reactor.now)
     assert front.connections == set()
+
+
+def test_handshakes_count_as_connections(make_bench: MakeBench, tls_files: TlsFiles) -> None:
+    """Beyond max_connections nobody is let in, however little those before have said."""
+    bench = make_bench(limits=Limits(connections=2))
+    certificates = Certificates(HttpSslConfig(cert=tls_files.cert, key=tls_files.key), ())
+    bound = bind("127.0.0.1:0")
+    listener = Listener(bound, bench.front, TlsEntrance(bench.front, certificates))
+    place = bound.sock.getsockname()
+    clients = [socket.create_connection(place) for _ in range(3)]
+    bench.settle()
+    assert len(bench.front.connections) == 2
+    assert bench.front.counters.turned_away == 1
+    assert clients[2].recv(10) == b""
+    for client in clients:
+        client.close()
+    bench.settle()
+    assert bench.front.connections == set()
+    listener.close()
 
 
 def test_a_hello_that_never_ends(visit: Open) -> None:

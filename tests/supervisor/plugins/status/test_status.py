@@ -24,6 +24,7 @@ from trailboss.plugins.status.http import CONNECTIONS_MAX, HttpListener
 from trailboss.plugins.status.plugin import StatusPlugin
 from trailboss.reactor import Reactor
 from trailboss.testing.check_plugin import check_plugin
+from trailboss.workers.glance import SlotGlance
 from trailboss.workers.pool import PoolPhase, PoolSet
 
 
@@ -36,13 +37,20 @@ class FakePool:
         self.phase = PoolPhase.READY
         self.ready_workers = 2
         self.quorum = 1
+        self.looks = 0
 
     @property
     def at_quorum(self) -> bool:
         return self.phase is PoolPhase.READY and self.ready_workers >= self.quorum
 
+    executions = 0
+
     def describe(self) -> dict[str, object]:
-        return {"name": self.name}
+        return {"name": self.name, "last_failure": ""}
+
+    def glance(self) -> list[SlotGlance]:
+        self.looks += 1
+        return [SlotGlance(1, "busy", 0, "GET /page", 1.5)]
 
 
 class Jobs(Plugin):

@@ -26,6 +26,8 @@ from trailboss.plugins.http.message import Handler, HeaderList, Middleware, Requ
 from trailboss.plugins.http.middleware.access_log import make_access_log
 from trailboss.plugins.http.middleware.gzip import make_gzip
 from trailboss.plugins.http.middleware.headers import make_headers
+from trailboss.plugins.http.middleware.http_metrics import make_http_metrics
+from trailboss.plugins.http.middleware.otel import make_otel
 from trailboss.plugins.http.middleware.proxy_ip import make_proxy_ip_parser
 from trailboss.plugins.http.middleware.request_id import make_request_id
 from trailboss.plugins.http.middleware.sendfile import make_sendfile
@@ -39,6 +41,8 @@ log = logger("http")
 BUILT_IN: Final[Mapping[str, MiddlewareFactory]] = {
     "gzip": make_gzip,
     "headers": make_headers,
+    "http_metrics": make_http_metrics,
+    "otel": make_otel,
     "proxy_ip_parser": make_proxy_ip_parser,
     "request_id": make_request_id,
     "sendfile": make_sendfile,
@@ -47,8 +51,6 @@ BUILT_IN: Final[Mapping[str, MiddlewareFactory]] = {
 #: RoadRunner's names that mean something else here, or nothing yet.
 _UNAVAILABLE: Final = {
     "cache": "is not available in this version of Trailboss; remove it and cache in a proxy in front",
-    "http_metrics": "is not available yet in this version of Trailboss; remove it",
-    "otel": "is not available yet in this version of Trailboss; remove it",
     "new_relic": "is not available in this version of Trailboss; remove it",
     "websockets": "is not available in this version of Trailboss; remove it",
 }

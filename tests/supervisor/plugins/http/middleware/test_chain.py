@@ -77,8 +77,6 @@ def test_the_last_of_the_list_sees_the_request_first(module: types.ModuleType) -
     ("names", "words"),
     [
         (("nothing",), r"there is no middleware nothing; there are .*gzip, headers, .*static"),
-        (("http_metrics",), "http_metrics is not available yet"),
-        (("otel",), "otel is not available yet"),
         (("gzip", "gzip"), "names gzip twice"),
         (("static",), "no section http.static"),
         (("broken",), r"broken \(entry point .*\) cannot be made: on purpose"),

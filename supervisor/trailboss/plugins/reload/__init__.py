@@ -1,0 +1,1 @@
+"""The plugin `reload`: new workers when a file of the application changes."""
