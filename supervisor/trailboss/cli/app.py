@@ -25,10 +25,11 @@ _COMMANDS = {
     "jobs": "jobs",
     "state": "state",
     "why": "why",
+    "quarantine": "quarantine",
     "check": "check",
     "config": "config",
 }
-_ALIASES = {"status": "state"}
+_ALIASES = {"status": "state", "reload": "reset"}
 
 
 class LazyGroup(click.Group):

@@ -298,7 +298,7 @@ class Pool:
             exec_ = ticket = Ticket(self, context, body, flags, on_outcome, label, on_part)
         if context or body:
             idle = self._idle  # the first part of `_dispatch`, without the call
-            if idle:
+            if idle and not self._suspects:
                 lane = idle.pop()
                 lane.parked = False
                 if lane.start(exec_):

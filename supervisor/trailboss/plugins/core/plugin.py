@@ -1,4 +1,4 @@
-"""The server about itself: rpc.Version, rpc.Config, trailboss.State, Workers, Deaths, Refusals, Methods.
+"""The server about itself: rpc.Version, rpc.Config, trailboss.State, Workers, Deaths, Refusals, Quarantine, Methods.
 
 The plugin is up before the RPC port is bound, so its always-on methods can answer from the first moment. It keeps
 nothing of its own: each answer is read from whoever knows it, at the time of the call.
@@ -88,6 +88,20 @@ class CorePlugin(Plugin):
                 plugin=core,
                 doc="the last requests that were refused and what held the workers, oldest first",
             ),
+            RpcMethod(
+                "trailboss.Quarantine",
+                self._quarantine,
+                plugin=core,
+                doc="executions that are refused because they killed one worker after the other",
+            ),
+            RpcMethod(
+                "trailboss.LiftQuarantine",
+                self._lift_quarantine,
+                Access.SENSITIVE,
+                argument=str,
+                plugin=core,
+                doc="let an execution in quarantine run again, by its fingerprint",
+            ),
             RpcMethod("trailboss.Methods", self._methods, always, plugin=core, doc="this list"),
         )
 
@@ -122,6 +136,30 @@ class CorePlugin(Plugin):
     def _refusals(self, _argument: object, _caller: Caller) -> dict[str, object]:
         inspector = self._known_services().find(HttpInspector)  # type: ignore[type-abstract]
         return (inspector.http_refusals(REFUSALS_MAX) if inspector is not None else {}) or dict(NO_REFUSALS)
+
+    def _quarantine(self, _argument: object, _caller: Caller) -> list[dict[str, object]]:
+        rows = []
+        for pool in self._known_services().find(PoolSet) or ():
+            now = trio.current_time()
+            rows += [
+                {
+                    "pool": pool.name,
+                    "fingerprint": entry.fingerprint,
+                    "doing": entry.label,
+                    "cause": entry.cause,
+                    "deaths": len(entry.deaths),
+                    "refused": entry.refused,
+                    "seconds_left": round(max(0.0, (entry.until or 0.0) - now), 1),
+                }
+                for entry in pool.quarantine.entries(now)
+            ]
+        return rows
+
+    def _lift_quarantine(self, fingerprint: str, _caller: Caller) -> bool:
+        lifted = [pool.quarantine.remove(fingerprint) for pool in self._known_services().find(PoolSet) or ()]
+        if not any(lifted):
+            raise RpcRefused(f"nothing in quarantine has the fingerprint {fingerprint}")
+        return True
 
     def _methods(self, _argument: object, _caller: Caller) -> list[dict[str, object]]:
         registry = self._known_services().find(Registry)

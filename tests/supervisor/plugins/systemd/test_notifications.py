@@ -47,6 +47,20 @@ def test_a_server_that_stops_while_starting_never_says_ready() -> None:
     assert "READY=1" not in notifications.plan(READY)
 
 
+def test_a_reload_is_told_and_ended() -> None:
+    """RELOADING=1 with the time, then READY=1 again: what Type=notify-reload waits for. Before READY=1, nothing."""
+    notifications = Notifications()
+    reloading = Snapshot(WholePhase.READY, True, True, reloading=True, monotonic_usec=123)
+    assert "RELOADING" not in Notifications().plan(
+        Snapshot(WholePhase.STARTING, False, False, reloading=True)
+    )
+    notifications.plan(READY)
+    said = notifications.plan(reloading)
+    assert said == "RELOADING=1\nMONOTONIC_USEC=123\nSTATUS=reloading: new workers take over"
+    assert notifications.plan(reloading) == ""
+    assert notifications.plan(READY) == "READY=1\nSTATUS=ready"
+
+
 def test_watchdog_needs_progress_and_a_working_gate() -> None:
     """No WATCHDOG=1 when the data plane did not take its turn, nor for a ready server whose gate is closed."""
     notifications = Notifications()

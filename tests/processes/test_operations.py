@@ -1,0 +1,169 @@
+"""What operators do to a running server: reload by signal, with broken code too; quarantine; pools that give up."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .test_cli_server import Server
+
+pytestmark = pytest.mark.timeout(120)
+
+APPLICATION = """
+import os
+
+VERSION = {version}
+warm = []
+
+def application(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path == "/die":
+        os._exit(7)
+    if path == "/warm":
+        warm.append(environ.get("HTTP_USER_AGENT", ""))
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [("%s %d %s" % (VERSION, len(warm), ",".join(warm))).encode()]
+"""
+CONFIG = """
+version: "3"
+rpc: {{listen: "unix://{folder}/rpc.sock"}}
+server: {{command: [trailboss-worker, wsgi, "app:application"]}}
+http:
+  address: 127.0.0.1:{port}
+  pool: {{num_workers: 2, boot_timeout: 20s, {pool}}}
+logs: {{mode: production, output: [server.log]}}
+"""
+
+
+class Site(Server):
+    """A web server."""
+
+    def __init__(self, folder: Path, pool: str) -> None:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            self.port = int(sock.getsockname()[1])
+        (folder / ".rr.yaml").write_text(CONFIG.format(folder=folder, port=self.port, pool=pool))
+        self.deploy(folder, "'one'")
+        super().__init__(folder)
+
+    @staticmethod
+    def deploy(folder: Path, version: str) -> None:
+        """Write the application's code."""
+        (folder / "app.py").write_text(APPLICATION.replace("{version}", version))
+
+    def get(self, path: str) -> tuple[int, str, str]:
+        """Status, body and trailboss-reason of one request."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode(), response.headers.get("trailboss-reason", "")
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
+    """A ready web server; the parameter is its pool's keys."""
+    found = Site(tmp_path, getattr(request, "param", ""))
+    try:
+        assert "started" in found.wait_banner()
+        yield found
+    finally:
+        found.close()
+
+
+def _wait(site: Site, text: str, count: int = 1) -> None:
+    deadline = time.monotonic() + 60
+    while sum(text in str(record["msg"]) for record in site.records()) < count:
+        assert time.monotonic() < deadline, f"no {count} records say {text!r}"
+        time.sleep(0.02)
+
+
+def test_reload_by_signal_under_load(site: Site) -> None:
+    """SIGHUP takes the new code in; a broken one changes nothing and says why; no request fails either way."""
+    failures: list[tuple[int, str, str]] = []
+    done = threading.Event()
+
+    def load() -> None:
+        while not done.is_set():
+            answer = site.get("/")
+            if answer[0] != 200:
+                failures.append(answer)
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        site.deploy(site.folder, "'two'")
+        site.process.send_signal(signal.SIGHUP)
+        _wait(site, "reload done")
+        assert site.get("/")[1].startswith("two ")
+        site.deploy(site.folder, "= broken")
+        site.process.send_signal(signal.SIGHUP)
+        _wait(site, "reload failed")
+        assert site.get("/")[1].startswith("two ")
+        asked = site.command("reload")
+        assert asked.returncode == 1
+        assert b"SyntaxError" in asked.stderr
+        assert b"the old ones go on" in asked.stderr
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(30)
+    assert failures == []
+    assert site.process.poll() is None
+    state = json.loads(site.command("state", "--json").stdout)
+    assert "SyntaxError" in state["pools"][0]["last_reset_failure"]
+
+
+@pytest.mark.parametrize("site", ["warmup: [/warm, '/warm?twice']"], indirect=True)
+def test_warm_up_requests_reach_the_application(site: Site) -> None:
+    """Each worker has answered them before it serves."""
+    for _ in range(6):
+        assert site.get("/")[1] == "one 2 Trailboss-Warmup,Trailboss-Warmup"
+
+
+@pytest.mark.parametrize("site", ["quarantine: {deaths: 2, within: 60s}"], indirect=True)
+def test_a_poison_request_is_quarantined(site: Site) -> None:
+    """It is refused after two deaths; operators see it and lift it; others are answered all the time."""
+    statuses = []
+    for _ in range(4):
+        statuses.append(site.get("/die"))
+        assert site.get("/")[0] == 200
+    # GET is given to another worker once, so the second death follows the first.
+    assert statuses[0][0] in (502, 503)
+    assert {(status, reason) for status, _, reason in statuses[1:]} == {(503, "quarantined")}
+    [row] = json.loads(site.command("quarantine", "--json").stdout)
+    assert row["doing"] == "GET /die"
+    assert row["deaths"] == 2
+    assert b"GET /die" in site.command("quarantine").stdout
+    assert b"may run again" in site.command("quarantine", "--lift", row["fingerprint"]).stdout
+    assert site.command("quarantine").stdout == b"nothing is in quarantine\n"
+    again = site.command("quarantine", "--lift", row["fingerprint"])
+    assert again.returncode == 1
+    assert b"nothing in quarantine has the fingerprint" in again.stderr
+
+
+@pytest.mark.parametrize("site", ["on_exhausted: exit"], indirect=True)
+def test_an_exhausted_pool_ends_the_server_where_that_is_asked(site: Site) -> None:
+    """When no worker is left and none boots: exit code 1, with the reason."""
+    site.deploy(site.folder, "= broken")
+    for _ in range(6):
+        try:
+            site.get("/die")
+        except (OSError, http.client.HTTPException):
+            break  # it has gone already
+    assert site.process.wait(60) == 1
+    assert site.process.stderr is not None
+    said = site.process.stderr.read().decode()
+    assert "on_exhausted: exit" in said
+    assert "SyntaxError" in said
