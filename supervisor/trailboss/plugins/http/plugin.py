@@ -26,7 +26,7 @@ from trailboss.plugins.http.exchange import Exchange
 from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.front_figures import http_families
 from trailboss.plugins.http.limits import Limits
-from trailboss.plugins.http.listen import AddressError, Listener, bind_all
+from trailboss.plugins.http.listen import AddressError, Listener, bind_all, expect_passed
 from trailboss.plugins.http.middleware.chain import build_chain
 from trailboss.plugins.http.redirect import redirect_plain
 from trailboss.plugins.http.refusals import Refusals
@@ -141,6 +141,10 @@ class HttpPlugin(Plugin):
             handler = build_chain(config, self._middleware_services(reactor, services), exchange)
         except MiddlewareError as error:
             raise PluginFailed(self.name, Phase.STARTING, str(error)) from error
+        try:
+            expect_passed(self._wanted(), self._passed_sockets)
+        except AddressError as error:
+            raise PluginFailed(self.name, Phase.STARTING, str(error)) from error
         await self._load_certificates()
         limits = config.limits
         spool = Spool(limits.body_memory * MEGABYTE, limits.body_memory_total * MEGABYTE, config.uploads.dir)
@@ -209,7 +213,7 @@ class HttpPlugin(Plugin):
             with trio.move_on_after(LOOK_SECONDS):
                 await stopping.wait()
                 return
-            await trio.to_thread.run_sync(certificates.look)
+            await trio.to_thread.run_sync(certificates.look, abandon_on_cancel=True)
 
     async def reload_certificates(self) -> bool:
         """Read the certificate's files now, without waiting for them to be noticed.
@@ -220,16 +224,18 @@ class HttpPlugin(Plugin):
             return False
         return await trio.to_thread.run_sync(self._certificates.reload)
 
+    def _wanted(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Return the addresses by their keys."""
+        ssl = self._config.ssl
+        return [("http.address", self._config.address), ("http.ssl.address", ssl.address if ssl else ())]
+
     async def open(self) -> None:
         """Bind every address and begin to accept. Raises PluginFailed, with no address bound, if one cannot be."""
         front = self._front
         assert front is not None
         ssl, entrance = self._config.ssl, None
-        keys = [("http.address", self._config.address)]
-        if ssl is not None:
-            keys.append(("http.ssl.address", ssl.address))
         try:
-            bound = await trio.to_thread.run_sync(bind_all, keys, self._passed_sockets)
+            bound = await trio.to_thread.run_sync(bind_all, self._wanted(), self._passed_sockets)
         except AddressError as error:
             raise PluginFailed(self.name, Phase.HEALTHY, str(error)) from error
         front.reactor.touch()
