@@ -145,14 +145,23 @@ class StatusPlugin(Plugin):
         page = self._page
         if page is not None and request.path in ("/", "/events"):
             return page.answer(request)
-        paths = ["/health", "/ready", "/jobs", "/state", "/metrics", *(("/", "/events") if page is not None else ())]
+        paths = [
+            "/health",
+            "/ready",
+            "/jobs",
+            "/state",
+            "/metrics",
+            *(("/", "/events") if page is not None else ()),
+        ]
         return _json(404, {"error": f"no such path: {request.path}", "paths": paths})
 
     def _metrics(self) -> HttpAnswer:
         """The scrape that the metrics plugin makes, in the format that every client reads."""
         exposition = self._known_services().find(Exposition)  # type: ignore[type-abstract]
         if exposition is None:
-            return HttpAnswer(self._unavailable_code, b"metrics plugin not found", "text/plain; charset=utf-8")
+            return HttpAnswer(
+                self._unavailable_code, b"metrics plugin not found", "text/plain; charset=utf-8"
+            )
         page = exposition.scrape_now()
         return HttpAnswer(page.status, page.body, page.content_type)
 
