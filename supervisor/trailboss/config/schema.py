@@ -556,7 +556,9 @@ class HttpConfig:
         minimum=400,
         maximum=599,
     )
-    max_request_size: Megabytes = key(1000, "Largest body; 413 beyond.", "MB", minimum=1, maximum=4095)
+    max_request_size: Megabytes = key(
+        1000, "Largest body; 413 beyond. 0: the default.", "MB", minimum=0, maximum=4095
+    )
     raw_body: bool = key(False, "Leave forms as they are; otherwise they are parsed for the worker.")
     access_logs: bool = key(
         False, "Log `http access log` with host, user agent and more instead of the short `http log`."
