@@ -349,7 +349,7 @@ class _Conversation:
             elif self.head is not None:
                 self._end_stream(outcome)
                 self._clean_up()
-            elif type(outcome) is Answer:
+            elif isinstance(outcome, Answer):
                 flags, context, body = outcome
                 try:
                     head = parse_head(context, flags) if context else EMPTY_HEAD

@@ -27,6 +27,7 @@ from trailboss.plugins.http.message import Handler, HeaderList, Request, Respond
 __all__ = ["AccessLog", "Style", "make_access_log"]
 
 CLIENT_GONE: Final = 499
+ADDRESSES_MAX: Final = 4096
 #: Longest text of one field taken from a header, in characters.
 _TEXT_LENGTH_MAX: Final = 8192
 _UNSAFE: Final = re.compile(r'[\x00-\x1f"\\\x7f-\U0010ffff]')
@@ -48,6 +49,8 @@ class AccessLog:
         self._services = services
         #: Records of this batch: message and fields.
         self._waiting: list[tuple[str, str]] = []
+        #: What `remote_address` says, by host and port.
+        self._addresses: dict[tuple[str, int], str] = {}
         is_quick = services.access_lines is not None
         self._write = {
             Style.SHORT: self._queue_short if is_quick else self._write_short,
@@ -113,14 +116,23 @@ class AccessLog:
         if elapsed_seconds < 0.0:
             elapsed_seconds = 0.0
         target = _quote(request.target)
+        address = (request.remote_addr, request.remote_port)
         self._queue(
             "http log",
             f'{{"status":{status},"method":{_quote(request.method)},"URI":{target},'
             f'"URL":{target if request.target[:1] == "/" else _quote(_url(request))},'
-            f'"remote_address":{_quote(_remote_address(request))},"read_bytes":{read_bytes},'
-            f'"write_bytes":{sent_bytes},"start":{time.time_ns() - int(elapsed_seconds * 1e9)},'
-            f'"elapsed":{int(elapsed_seconds * 1e3)}{_quoted_id(request)}}}',
+            f'"remote_address":{self._addresses.get(address) or self._quote_address(address)},'
+            f'"read_bytes":{read_bytes},"write_bytes":{sent_bytes},'
+            f'"start":{time.time_ns() - int(elapsed_seconds * 1e9)},'
+            f'"elapsed":{int(elapsed_seconds * 1e3)}{_quoted_id(request) if request.id else ""}}}',
         )
+
+    def _quote_address(self, address: tuple[str, int]) -> str:
+        """The address of a client as a JSON text, remembered for its next requests."""
+        if len(self._addresses) >= ADDRESSES_MAX:
+            self._addresses.clear()
+        self._addresses[address] = quoted = _quote(_address(*address))
+        return quoted
 
     def _queue_long(self, request: Request, status: int, read_bytes: int, sent_bytes: int) -> None:
         """As `_write_long`, written as JSON here."""
@@ -250,11 +262,13 @@ def _url(request: Request) -> str:
 
 
 def _remote_address(request: Request) -> str:
-    if not request.remote_port:
-        return request.remote_addr
-    if ":" in request.remote_addr:
-        return f"[{request.remote_addr}]:{request.remote_port}"
-    return f"{request.remote_addr}:{request.remote_port}"
+    return _address(request.remote_addr, request.remote_port)
+
+
+def _address(host: str, port: int) -> str:
+    if not port:
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _text(request: Request, name: bytes) -> str:
