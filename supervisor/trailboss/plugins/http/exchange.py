@@ -358,8 +358,7 @@ class _Conversation:
                             check_length(head, len(body))
                         responder = self.responder  # `_hand_over`, without the call
                         self.finished = True
-                        responder.on_gone = None
-                        responder.on_ready = None
+                        responder.on_gone = None  # `on_ready` is set by streams alone
                         responder.respond(head.status, head.headers, body)
                     else:
                         self._respond(head, body)

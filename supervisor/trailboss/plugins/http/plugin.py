@@ -69,6 +69,34 @@ class _PoolToCome:
         on_outcome(PoolClosed("the workers have not been started"))
 
 
+class _Later:
+    """Runs functions a little later, and those that still wait when the server stops then."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self._reactor = reactor
+        self._waiting: set[Callable[[], None]] = set()
+        self._stopped = False
+
+    def __call__(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call `callback` in about `seconds`, once, however often it was asked for meanwhile."""
+        if self._stopped:
+            self._reactor.call_soon(callback)
+        elif callback not in self._waiting:
+            self._waiting.add(callback)
+            self._reactor.wheel.add(self._reactor.now + seconds, lambda _now: self._run(callback))
+
+    def _run(self, callback: Callable[[], None]) -> None:
+        if callback in self._waiting:
+            self._waiting.discard(callback)
+            callback()
+
+    def stop(self) -> None:
+        """Call what waits now."""
+        self._stopped = True
+        for callback in list(self._waiting):
+            self._run(callback)
+
+
 class HttpPlugin(Plugin):
     """The web server.
 
@@ -133,12 +161,13 @@ class HttpPlugin(Plugin):
         """
         reactor = services.get(Reactor)
         config = self._config
+        later = _Later(reactor)
         refusals = Refusals(lambda: reactor.now)
         exchange = self._exchange = Exchange(
             _PoolToCome(), config, reactor, owner=self._owner, raw_body=self._raw_body, refusals=refusals
         )
         try:
-            handler = build_chain(config, self._middleware_services(reactor, services), exchange)
+            handler = build_chain(config, self._middleware_services(reactor, services, later), exchange)
         except MiddlewareError as error:
             raise PluginFailed(self.name, Phase.STARTING, str(error)) from error
         try:
@@ -172,8 +201,9 @@ class HttpPlugin(Plugin):
         finally:
             self._close_listeners()
             front.close_all()
+            later.stop()
 
-    def _middleware_services(self, reactor: Reactor, known: Services) -> MiddlewareServices:
+    def _middleware_services(self, reactor: Reactor, known: Services, later: _Later) -> MiddlewareServices:
         def clock() -> float:
             return reactor.now
 
@@ -182,6 +212,7 @@ class HttpPlugin(Plugin):
             reactor.call_soon,
             self._logs_info,
             access_lines=self._access_lines,
+            call_later=later,
             sources=known.find(MetricSources) or MetricSources(),
             telemetry=known.find(Telemetry) or Telemetry(),
         )
