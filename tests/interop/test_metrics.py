@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -19,7 +20,7 @@ import yaml
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from trailboss_worker.sdk import Jobs, Metrics, ServiceError
+from trailboss_worker.sdk import Jobs, Metrics, Resetter, ServiceError
 
 from .conftest import Serve
 from .live import PHP_PROGRAMS, Live, clean_environment, free_port, wait_for
@@ -41,7 +42,9 @@ def handle(task):
 CONFIG = """
 version: "3"
 rpc: {{listen: "unix://{folder}/rpc.sock"}}
-server: {{command: [trailboss-worker, wsgi, "app:application"]}}
+server:
+  command: [trailboss-worker, wsgi, "app:application"]
+  on_init: {{command: ["{python}", on_init.py], exit_on_error: true}}
 http:
   address: "127.0.0.1:{http}"
   middleware: [http_metrics, otel]
@@ -57,6 +60,15 @@ metrics:
   collect:
     Registered_Users: {{type: counter, help: "Users.", labels: [country], namespace: app}}
 logs: {{mode: production, output: [server.log]}}
+"""
+
+ON_INIT = """
+from trailboss_worker.sdk import RPC, Metrics
+
+with RPC.from_environment() as rpc:
+    metrics = Metrics(rpc)
+    metrics.declare("starts", "counter", "Starts.", namespace="app")
+    metrics.add("starts")
 """
 
 #: RoadRunner's names, with their types and labels (without `le`).
@@ -104,9 +116,16 @@ class Site:
 
     def __init__(self, serve: Serve, folder: Path) -> None:
         (folder / "app.py").write_text(APPLICATION)
+        (folder / "on_init.py").write_text(ON_INIT)
         self.http, self.status, self.metrics = free_port(), free_port(), free_port()
         self.server: Live = serve(
-            CONFIG.format(folder=folder, http=self.http, status=self.status, metrics=self.metrics)
+            CONFIG.format(
+                folder=folder,
+                python=sys.executable,
+                http=self.http,
+                status=self.status,
+                metrics=self.metrics,
+            )
         )
 
     def get(self, port: int, path: str, **headers: str) -> str:
@@ -163,7 +182,7 @@ def test_names_types_and_labels(site: Site) -> None:
     found = types_and_labels(text)
 
     assert {name: found.get(name) for name in ROADRUNNERS} == ROADRUNNERS
-    assert promised_names() == found.keys() - {"app_registered_users"}
+    assert promised_names() == found.keys() - {"app_registered_users", "app_starts"}
     assert all(family.documentation for family in parse_text(text))
     assert site.get(site.status, "/metrics").count("# TYPE") == text.count("# TYPE")
     openmetrics = site.get(site.metrics, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
@@ -180,6 +199,9 @@ def test_figures_follow_what_happens(site: Site) -> None:
         Jobs(rpc).push("work", "job")
     wait_for(lambda: site.values()["rr_jobs_jobs_ok"] == 1, "the job done")
     wait_for(lambda: site.values()["rr_http_workers_ready"] == 2, "the worker replaced")
+    with site.server.rpc() as rpc:
+        Resetter(rpc).reset("http")
+    wait_for(lambda: site.values()["trailboss_worker_recycles_total,http,reset"] == 2, "the workers replaced")
     values = site.values()
 
     expected = {
@@ -197,6 +219,8 @@ def test_figures_follow_what_happens(site: Site) -> None:
         "rr_jobs_requests_total,work,memory,single": 1,
         "trailboss_ready": 1,
         "trailboss_gate_open": 1,
+        "trailboss_pool_generation,http": 2,
+        "app_starts": 1,
     }
     assert {name: values.get(name) for name in expected} == expected
     assert values["trailboss_pool_queue_seconds_count,http"] >= 3
