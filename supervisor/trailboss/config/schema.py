@@ -581,7 +581,7 @@ class HttpConfig:
         "How a request is written for the worker; auto: json, which every SDK reads, and the fastest.",
         unavailable={
             "msgpack": (
-                "requests are not written as msgpack, which measures no faster than json and far slower in plain Python",
+                "requests are not written as msgpack, which gains next to nothing over json and loses in plain Python",
                 "use auto",
             )
         },
