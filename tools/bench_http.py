@@ -18,6 +18,7 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -649,6 +650,7 @@ def main() -> None:
         tuple(options.cells),
     )
     raise_file_limit()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended then, too
     print(f"{machine()}; {settings.workers} workers, {settings.rounds} rounds of {settings.seconds} s\n")
     figures, table = run(settings)
     if options.markdown:

@@ -171,13 +171,14 @@ def _http(config: Config, logs: LogSystem, passed_sockets: PassedSockets | None)
     except LookupError:  # the server plugin says so when it starts
         identity = None
     channel = logs.channel("http")
+    logs_info = channel.level <= LEVELS["info"] and bool(channel.outputs)
     return HttpPlugin(
         http,
         # Frameworks in Python parse forms themselves.
         raw_body=True if wants_raw_body(command) else None,
         owner=Owner(identity.uid, identity.gid) if identity is not None else None,
         section=config.extension,
-        logs_info=lambda: channel.level <= LEVELS["info"] and bool(channel.outputs),
+        logs_info=lambda: logs_info,
         access_lines=partial(logs.log_encoded, "info", "http"),
         passed_sockets=passed_sockets,
     )

@@ -142,10 +142,14 @@ class MetricSources:
         for source in tuple(self._sources):
             try:
                 yield from source()
-            except Exception:
-                self.failures += 1
-                if self.failures == 1:
-                    log.exception("figures are missing from a scrape")
+            except Exception as error:
+                self.note_failure(error)
+
+    def note_failure(self, error: Exception) -> None:
+        """Count figures that could not be had, and log the first."""
+        self.failures += 1
+        if self.failures == 1:
+            log.error("figures are missing from a scrape", exc_info=error)
 
 
 # --- what users declare ---------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ import socket
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +22,7 @@ from trailboss_worker.sdk import Jobs
 
 from ..support.live_server import PATIENCE
 from .conftest import Serve
-from .live import Live, wait_for
+from .live import Live, free_port, wait_for
 
 WORKER = Path(__file__).resolve().parent.parent / "sdk" / "programs" / "jobs_worker.py"
 CONFIG = """
@@ -99,9 +101,9 @@ def collector() -> Iterator[Collector]:
             thread.join(30)
 
 
-def start(serve: Serve, folder: Path, endpoint: str) -> Live:
+def start(serve: Serve, folder: Path, endpoint: str, more: str = "") -> Live:
     """A server with otel, once its exporter is there."""
-    text = CONFIG.format(folder=folder, python=sys.executable, worker=WORKER, endpoint=endpoint)
+    text = CONFIG.format(folder=folder, python=sys.executable, worker=WORKER, endpoint=endpoint) + more
     server = serve(text, env={"OTEL_BSP_SCHEDULE_DELAY": "100"})
 
     def attached() -> bool:
@@ -148,6 +150,55 @@ def test_spans_of_calls_and_jobs_arrive(serve: Serve, tmp_path: Path, collector:
     assert collector.service_names == {"shop"}
     assert collector.keys == {"secret"}
     assert collector.paths == {"/v1/traces"}
+
+
+HTTP_CONFIG = """
+http:
+  address: "127.0.0.1:{port}"
+  middleware: [otel]
+  pool: {{num_workers: 1, command: [trailboss-worker, wsgi, "app:application"]}}
+"""
+APPLICATION = """
+def application(environ, start_response):
+    if environ["PATH_INFO"] == "/broken":
+        raise RuntimeError("broken")
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [environ.get("HTTP_TRACEPARENT", "none").encode()]
+"""
+
+
+def test_spans_of_requests_arrive(serve: Serve, tmp_path: Path, collector: Collector) -> None:
+    """A request's span joins the caller's trace, the worker's request has the span's own context, errors are marked."""
+    port = free_port()
+    (tmp_path / "app.py").write_text(APPLICATION)
+    server = start(serve, tmp_path, collector.endpoint, HTTP_CONFIG.format(port=port))
+    server.application_fails = True
+
+    def get(path: str) -> tuple[int, str]:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}{path}", headers={"traceparent": f"00-{TRACE}-{CALLER}-01"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    status, carried = get("/orders?token=secret")
+    assert get("/broken")[0] == 500
+    wait_for(lambda: len(collector.named("GET")) >= 2, "the spans of two requests")
+    spans = {attributes_of(span)["url.path"]: span for span in collector.named("GET")}
+    good, bad = spans["/orders"], spans["/broken"]
+
+    assert status == 200
+    assert (good.trace_id.hex(), good.parent_span_id.hex()) == (TRACE, CALLER)
+    assert carried == f"00-{TRACE}-{good.span_id.hex()}-01"
+    assert (good.kind, good.status.code) == (Span.SPAN_KIND_SERVER, 0)
+    assert attributes_of(good)["http.response.status_code"] == "200"
+    assert "secret" not in str(good)
+    assert bad.status.code == 2
+    assert attributes_of(bad)["error.type"] == "500"
 
 
 @contextmanager

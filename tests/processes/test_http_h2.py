@@ -395,3 +395,12 @@ def test_the_stop_under_load_loses_nothing(site: Site, kind: str, tmp_path: Path
     assert {reply.status for reply in done} == {200}
     assert all(bytes(reply.body) == b"hello" for reply in done)
     assert all(client.goaways[0] == (0, LAST) for client in clients)
+
+
+def test_h2spec(site: Site) -> None:
+    """Every case of the conformance suite, the strict ones too, where it is installed."""
+    h2spec = tool("h2spec")
+    command = [h2spec, "-h", "127.0.0.1", "-p", str(site.secure_port), "-t", "-k", "-S"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ", 0 failed" in done.stdout, done.stdout
+    assert done.returncode == 0

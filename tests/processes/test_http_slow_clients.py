@@ -6,7 +6,10 @@ sockets behind one selector, so the figures are the server's. The default tier h
 
 from __future__ import annotations
 
+import socket
+import ssl
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from http_server import (
     Crowd,
     HttpServer,
     configuration,
+    free_port,
     http_server,
     raise_descriptor_limit,
     request,
@@ -22,10 +26,11 @@ from http_server import (
     until,
 )
 from live_server import PATIENCE
+from tls_files import make_pair
 
 CLIENTS = 1000
 MIB = 1 << 20
-SHORT = {"head_timeout": "2s", "body_grace": "2s", "write_timeout": "2s", "idle_timeout": "3s"}
+SHORT = {"head_timeout": "1s", "body_grace": "1s", "write_timeout": "1s", "idle_timeout": "1500ms"}
 PROBE = request("/", "GET", b"", "Connection: close")
 #: How the clients begin, what they go on with, and what they are told in the end.
 KINDS: dict[str, tuple[bytes, bytes, bytes]] = {
@@ -130,12 +135,23 @@ def test_a_thousand_slow_clients_stop_nobody(tmp_path: Path, limits: dict[str, A
         assert (state["body_memory_bytes"], state["body_files"], state["answers_lost"]) == (0, 0, 0)
 
 
-def test_a_slow_reader_holds_no_worker(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_slow_reader_holds_no_worker(tmp_path: Path, tls: bool) -> None:
     """The only worker streams 30 MB to a client that does not read, and serves others; later all of it arrives."""
-    with (
-        http_server(tmp_path, configuration("python", tmp_path, workers=1)) as server,
-        server.connect() as sock,
-    ):
+    port = free_port()
+    cert, key = make_pair("localhost").write(tmp_path, "server")
+    keys: dict[str, Any] = {"ssl": {"address": f"127.0.0.1:{port}", "cert": cert, "key": key}} if tls else {}
+    with ExitStack() as stack:
+        server = stack.enter_context(
+            http_server(tmp_path, configuration("python", tmp_path, workers=1, **keys))
+        )
+        sock: socket.socket
+        if tls:
+            context = ssl.create_default_context(cafile=cert)
+            raw = socket.create_connection(("127.0.0.1", port), 20 * PATIENCE)
+            sock = stack.enter_context(context.wrap_socket(raw, server_hostname="localhost"))
+        else:
+            sock = stack.enter_context(server.connect())
         sock.sendall(request("/stream?size=100000&n=300", "GET", b"", "Connection: close"))
         probes = Probes(server)
         for _ in range(20):
@@ -148,6 +164,7 @@ def test_a_slow_reader_holds_no_worker(tmp_path: Path) -> None:
         (reply,) = split_answers(bytes(received))
         assert reply.body == b"x" * 30_000_000
         until(lambda: server.state()["answer_files"] == 0, 5, "the file given back")
+        sock.close()
 
 
 def test_an_endless_stream_waits_for_its_client(tmp_path: Path) -> None:

@@ -309,6 +309,13 @@ def test_each_request_has_context_variables_of_its_own(start):
     assert [ask(worker, f"{HOST}/variable").body for _ in range(3)] == [b"unset"] * 3
 
 
+def test_an_application_runs_in_a_task_from_its_first_step(start):
+    """The current task is there at once and stays the same; timeouts work before and after the first wait."""
+    worker = start()
+    for _ in range(2):
+        assert ask(worker, f"{HOST}/task").body == b"one task, timed out twice"
+
+
 def test_sys_exit_ends_the_worker(start):
     """What is no Exception ends the process without an answer."""
     worker = start()

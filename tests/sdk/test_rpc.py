@@ -24,6 +24,7 @@ from trailboss_worker.sdk import (
     ConnectionLost,
     Informer,
     Jobs,
+    Metrics,
     NotReadyError,
     OutOfStep,
     PipelineStat,
@@ -637,6 +638,43 @@ def test_status(start_server):
         assert Status(rpc).ready("jobs").code == 503
     assert [request.method for request in server.requests] == ["status.Status", "status.Ready"]
     assert messages.STATUS_REQUEST.decode(server.requests[0].argument) == {"plugin": "jobs"}
+
+
+def test_metrics(start_server):
+    """What goes over the wire is what RoadRunner's PHP client sends."""
+    server = start_server(answering(True))
+    with RPC(server.address) as rpc:
+        metrics = Metrics(rpc)
+        metrics.declare("wait", "histogram", "Waiting.", labels=["where"], buckets=(0.1, 1), namespace="app")
+        metrics.declare("size", "summary", objectives={0.5: 0.05})
+        metrics.add("orders", 2, "berlin")
+        metrics.add("hits")
+        metrics.sub("heat", 1.5)
+        metrics.set("heat", 3)
+        metrics.observe("wait", 0.2, "db")
+        metrics.unregister("wait")
+    declared = {
+        "name": "wait",
+        "collector": {
+            "type": "histogram",
+            "help": "Waiting.",
+            "labels": ["where"],
+            "buckets": [0.1, 1],
+            "objectives": {},
+            "namespace": "app",
+            "subsystem": "",
+        },
+    }
+    assert json.loads(server.requests[0].argument) == declared
+    assert json.loads(server.requests[1].argument)["collector"]["objectives"] == {"0.5": 0.05}
+    assert [(request.method, json.loads(request.argument)) for request in server.requests[2:]] == [
+        ("metrics.Add", {"name": "orders", "value": 2, "labels": ["berlin"]}),
+        ("metrics.Add", {"name": "hits", "value": 1, "labels": []}),
+        ("metrics.Sub", {"name": "heat", "value": 1.5, "labels": []}),
+        ("metrics.Set", {"name": "heat", "value": 3, "labels": []}),
+        ("metrics.Observe", {"name": "wait", "value": 0.2, "labels": ["db"]}),
+        ("metrics.Unregister", "wait"),
+    ]
 
 
 def test_app_log_lines(start_server):

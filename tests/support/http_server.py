@@ -179,6 +179,16 @@ class HttpServer:
         """Resident memory of the supervisor."""
         return rss_bytes(self.pid)
 
+    def peak(self) -> int:
+        """The most resident memory since `forget_peak`."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+    def forget_peak(self) -> int:
+        """Measure from now on; return the memory now."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        return self.rss()
+
     def descriptors(self) -> int:
         """How many descriptors the supervisor has."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))

@@ -565,11 +565,24 @@ class ShowingExchange(Exchange):
 
 
 def _start_task(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """A task that has begun already where Python can do that: two turns of the loop fewer for a plain answer."""
+    """A task that has begun already: an application that never waits is done before this returns.
+
+    That is two turns of the loop fewer for a plain answer. It is a task like any other all the same, also during its
+    first step, so timeouts, cancel scopes and whatever else asks for the current task work in there.
+    """
     loop = asyncio.get_running_loop()
     if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=loop, eager_start=True)
-    return loop.create_task(coroutine)
+    # Before Python 3.12 a task asks the loop for its first step: what it asks for is done at once instead.
+    asked: list[Any] = []
+    loop.call_soon = lambda *step, context=None: asked.append((step, context))  # type: ignore[assignment]
+    try:
+        task = asyncio.Task(coroutine, loop=loop)
+    finally:
+        del loop.call_soon
+    for step, context in asked:
+        context.run(*step)
+    return task
 
 
 def _stems_from_client_gone(error: BaseException) -> bool:

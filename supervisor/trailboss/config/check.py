@@ -160,8 +160,9 @@ def _metrics(config: Config) -> Iterator[Problem]:
 def _command(config: Config, name: str, command: Command, python: str) -> Iterator[Problem]:
     if not command:
         return
-    if python and command[0] == _PYTHON_WORKER:
-        yield from _program(config, "server.python", python)
+    if command[0] == _PYTHON_WORKER:  # run with our own interpreter where no other is named
+        if python:
+            yield from _program(config, "server.python", python)
         return
     yield from _program(config, name, command[0])
     script = command[1] if len(command) > 1 else ""

@@ -617,7 +617,7 @@ class HttpLimitsConfig:
     )
     answer_file: Megabytes = key(
         256,
-        "Part of one answer kept in a file; the worker of a longer one waits for its client. 0: no files.",
+        "Part of one stream kept in a file; the worker of a longer one waits for its client. 0: no files at all.",
         "MB",
         minimum=0,
     )
@@ -684,7 +684,9 @@ class HttpConfig:
         minimum=400,
         maximum=599,
     )
-    max_request_size: Megabytes = key(1000, "Largest body; 413 beyond.", "MB", minimum=1, maximum=4095)
+    max_request_size: Megabytes = key(
+        1000, "Largest body; 413 beyond. 0: the default.", "MB", minimum=0, maximum=4095
+    )
     raw_body: bool = key(False, "Leave forms as they are; otherwise they are parsed for the worker.")
     access_logs: bool = key(
         False, "Log `http access log` with host, user agent and more instead of the short `http log`."
@@ -702,8 +704,15 @@ class HttpConfig:
     static: StaticConfig | None = key(None, "Files served without a worker.")
     sendfile: SendfileConfig = key(SendfileConfig, "Files named by the worker.")
     pool: PoolConfig = key(PoolConfig, "Workers that answer the requests.")
-    codec: Literal["auto", "json", "proto", "msgpack"] = key(
-        "auto", "How a request is written for the worker; auto: json, which every SDK reads."
+    codec: Literal["auto", "json", "proto"] = key(
+        "auto",
+        "How a request is written for the worker; auto: json, which every SDK reads, and the fastest.",
+        unavailable={
+            "msgpack": (
+                "requests are not written as msgpack, which gains next to nothing over json and loses in plain Python",
+                "use auto",
+            )
+        },
     )
     dev: bool = key(
         False,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from trailboss.config.redact import redacted_text
@@ -72,13 +73,19 @@ def describe_pool(pool: Pool, wall_ns: int, measure: Callable[[int], Usage] = us
     return row
 
 
+@lru_cache(maxsize=1024)
+def _shown(label: str) -> str:
+    """A label without secrets; many workers do the same."""
+    return redacted_text(label)
+
+
 def _slot_row(slot: SlotGlance, wall_ns: int, measure: Callable[[int], Usage]) -> dict[str, object]:
     used = measure(slot.pid) if slot.pid else Usage(0.0, 0)
     return {
         "slot": slot.number,
         "state": slot.state,
         "pid": slot.pid,
-        "doing": redacted_text(slot.doing),
+        "doing": _shown(slot.doing),
         "doing_seconds": round(slot.doing_seconds, 3),
         "executions": slot.executions,
         "age_seconds": round(max(0.0, (wall_ns - slot.created_ns) / 1e9), 1) if slot.created_ns else 0.0,

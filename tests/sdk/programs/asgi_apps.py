@@ -57,6 +57,16 @@ async def paths(scope, receive, send):
     if path == "/hello":
         await send(START)
         await send({"type": "http.response.body", "body": b"hello"})
+    elif path == "/task":
+        task = asyncio.current_task()
+        late = 0
+        for _ in range(2):
+            try:
+                await asyncio.wait_for(asyncio.Event().wait(), 0.01)
+            except TimeoutError:
+                late += asyncio.current_task() is task is not None
+        await send(START)
+        await send(body(b"one task, timed out twice" if late == 2 else b"no"))
     elif path == "/lists":
         await send(
             {

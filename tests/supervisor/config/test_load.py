@@ -260,6 +260,10 @@ def test_resolved_values_of_a_pool() -> None:
             "2: otel.exporter: the jaeger exporter is not available in this version of Trailboss",
         ),
         (
+            "http: {address: ':1', codec: msgpack}",
+            "2: http.codec: requests are not written as msgpack, which gains next to nothing over json",
+        ),
+        (
             "endure: {grace_period: 30}",
             '2: endure.grace_period: a duration without a unit "30"; add a unit, for example 30s',
         ),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trailboss_worker.sdk.services import App as App
     from trailboss_worker.sdk.services import Informer as Informer
     from trailboss_worker.sdk.services import Jobs as Jobs
+    from trailboss_worker.sdk.services import Metrics as Metrics
     from trailboss_worker.sdk.services import PipelineStat as PipelineStat
     from trailboss_worker.sdk.services import Push as Push
     from trailboss_worker.sdk.services import Resetter as Resetter
@@ -49,7 +50,7 @@ _HOME = {
         "RpcError",
         "ServiceError",
     ),
-    "services": ("App", "Informer", "Jobs", "PipelineStat", "Push", "Resetter", "Status"),
+    "services": ("App", "Informer", "Jobs", "Metrics", "PipelineStat", "Push", "Resetter", "Status"),
     "worker": ("Payload", "Worker"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -1,4 +1,4 @@
-"""The server's services as methods: jobs, informer, resetter, status, app.
+"""The server's services as methods: jobs, informer, resetter, status, metrics, app.
 
 Each class is a thin wrapper around one RPC client and holds nothing else, so any number may share it. What
 goes over the wire is what RoadRunner's own clients send (wire protocol 5): protobuf for jobs and status, JSON
@@ -185,6 +185,64 @@ class Status:
     def _ask(self, method: str, plugin: str) -> PluginStatus:
         reply = _call_proto(self._rpc, method, messages.STATUS_REQUEST, {"plugin": plugin})
         return PluginStatus(**_decode(messages.STATUS_RESPONSE, reply))
+
+
+class Metrics:
+    """Metrics that the server keeps for this application and shows to Prometheus; needs its section `metrics`.
+
+    Labels are values only, in the order of their names at `declare`. Every combination of them is a series of its own,
+    and the server bounds their number: never put ids of users or requests into labels.
+    """
+
+    def __init__(self, rpc: RPC) -> None:
+        self._rpc = rpc
+
+    def declare(
+        self,
+        name: str,
+        kind: str,
+        help: str = "",  # noqa: A002  # the word of the protocol
+        *,
+        labels: Sequence[str] = (),
+        buckets: Sequence[float] = (),
+        objectives: Mapping[float, float] | None = None,
+        namespace: str = "",
+        subsystem: str = "",
+    ) -> None:
+        """Make a metric; `kind` is counter, gauge, histogram or summary. The same again changes nothing."""
+        collector = {
+            "type": kind,
+            "help": help,
+            "labels": list(labels),
+            "buckets": list(buckets),
+            "objectives": {str(share): error for share, error in (objectives or {}).items()},
+            "namespace": namespace,
+            "subsystem": subsystem,
+        }
+        self._rpc.call("metrics.Declare", {"name": name, "collector": collector})
+
+    def add(self, name: str, value: float = 1, *labels: str) -> None:
+        """Add to a counter or a gauge."""
+        self._call("Add", name, value, labels)
+
+    def sub(self, name: str, value: float = 1, *labels: str) -> None:
+        """Subtract from a gauge."""
+        self._call("Sub", name, value, labels)
+
+    def set(self, name: str, value: float, *labels: str) -> None:
+        """Set a gauge."""
+        self._call("Set", name, value, labels)
+
+    def observe(self, name: str, value: float, *labels: str) -> None:
+        """Give one value to a histogram or a summary."""
+        self._call("Observe", name, value, labels)
+
+    def unregister(self, name: str) -> None:
+        """Forget a metric and what was kept of it."""
+        self._rpc.call("metrics.Unregister", name)
+
+    def _call(self, verb: str, name: str, value: float, labels: Sequence[str]) -> None:
+        self._rpc.call(f"metrics.{verb}", {"name": name, "value": value, "labels": list(labels)})
 
 
 class App:

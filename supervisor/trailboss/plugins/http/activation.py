@@ -37,15 +37,20 @@ class PassedSockets:
     #: Names that were handed out.
     claimed: set[str] = field(default_factory=set)
 
-    def claim(self, name: str, what: str, named: Iterable[str] = ()) -> list[socket.socket]:
-        """Return the listening sockets called `name`, or with "" those that are not in `named`; non-blocking.
+    def find(self, name: str, what: str, named: Iterable[str] = ()) -> list[tuple[str, int]]:
+        """Return names and descriptors of those called `name`, or with "" of those that are not in `named`.
 
-        `what` is the key and address for messages. Raises AddressError.
+        `what` is the key and address for messages. Raises AddressError where there is none.
         """
         others = set(named)
         mine = [item for item in self.found if (item[0] == name if name else item[0] not in others)]
         if not mine:
             raise AddressError(f"{what}: {self._missing(name)}")
+        return mine
+
+    def claim(self, name: str, what: str, named: Iterable[str] = ()) -> list[socket.socket]:
+        """Return what `find` finds as listening, non-blocking sockets, once. Raises AddressError."""
+        mine = self.find(name, what, named)
         sockets: list[socket.socket] = []
         try:
             for passed_name, fd in mine:

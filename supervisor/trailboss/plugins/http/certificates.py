@@ -69,7 +69,7 @@ class _Encrypted(Exception):
 
 def load_context(config: HttpSslConfig, alpn: Sequence[str], folder: str = "") -> ssl.SSLContext:
     """Return the context for the files that are there now. Blocks on the disk. Raises CertificateError."""
-    cert, key = os.path.join(folder, config.cert), os.path.join(folder, config.key)
+    cert, key = _path(folder, config.cert), _path(folder, config.key)
     _first_certificate("cert", cert)
     _check_key(key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -89,8 +89,13 @@ def load_context(config: HttpSslConfig, alpn: Sequence[str], folder: str = "") -
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise _pair_error(cert, key, error) from None
     if config.root_ca:
-        _trust(context, config, os.path.join(folder, config.root_ca))
+        _trust(context, config, _path(folder, config.root_ca))
     return context
+
+
+def _path(folder: str, path: str) -> str:
+    """Return the whole path, so that a message says where a file was looked for."""
+    return os.path.abspath(os.path.join(folder, path))
 
 
 def _refuse_password() -> str:
@@ -180,7 +185,7 @@ def _check_key(path: str) -> None:
 def judge_files(config: HttpSslConfig, folder: str = "", now: float | None = None) -> list[Note]:
     """Try the files as a start would; return what is worth a warning. Blocks on the disk. Raises CertificateError."""
     load_context(config, (), folder)
-    path = os.path.join(folder, config.cert)
+    path = _path(folder, config.cert)
     validity = _validity(_first_certificate("cert", path))
     return _judge_validity(path, validity, time.time() if now is None else now) if validity else []
 
@@ -292,8 +297,9 @@ class Certificates:
         return True
 
     def _warn(self) -> None:
-        validity = _validity(_first_certificate("cert", self._config.cert))
-        for note in _judge_validity(self._config.cert, validity, time.time()) if validity else ():
+        path = _path("", self._config.cert)
+        validity = _validity(_first_certificate("cert", path))
+        for note in _judge_validity(path, validity, time.time()) if validity else ():
             log.warning(note.what, key=f"http.ssl.{note.key}", remedy=note.remedy)
 
     def _signature(self) -> Signature:

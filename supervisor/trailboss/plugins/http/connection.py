@@ -323,7 +323,12 @@ class Answer:
             return
         self.wants_more = True
         if self.on_ready is not None:
-            self.on_ready()
+            try:
+                self.on_ready()
+            except Exception as error:  # the source would wait for ever
+                log.error("a handler failed", request=self.request.path, exc_info=error)
+                self.abort()
+                self._tell_gone()
 
 
 def failure(reason: str, retry_after: int | None = None) -> tuple[list[tuple[bytes, bytes]], bytes]:

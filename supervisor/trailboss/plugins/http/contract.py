@@ -97,6 +97,9 @@ class MiddlewareServices:
     access_log: LogSink = _log_access
     #: Sections that third parties have declared in the group ``trailboss.plugin_sections``.
     section: Sections = _no_sections
+    #: Runs a function on the reactor about so many seconds later, at the stop of the web server at the latest; None where
+    #: there is nothing of the kind.
+    call_later: Callable[[float, Callable[[], None]], None] | None = None
     #: The quick way for access log records, many at a time; None: they go to `access_log` one by one.
     access_lines: LineSink | None = None
     #: Where a middleware says what is to be scraped from it.

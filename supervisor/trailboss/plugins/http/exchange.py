@@ -356,7 +356,7 @@ class _Conversation:
             elif self.head is not None:
                 self._end_stream(outcome)
                 self._clean_up()
-            elif type(outcome) is Answer:
+            elif isinstance(outcome, Answer):
                 flags, context, body = outcome
                 try:
                     head = parse_head(context, flags) if context else EMPTY_HEAD
@@ -365,8 +365,7 @@ class _Conversation:
                             check_length(head, len(body))
                         responder = self.responder  # `_hand_over`, without the call
                         self.finished = True
-                        responder.on_gone = None
-                        responder.on_ready = None
+                        responder.on_gone = None  # `on_ready` is set by streams alone
                         responder.respond(head.status, head.headers, body)
                     else:
                         self._respond(head, body)

@@ -25,6 +25,7 @@ __all__ = [
     "EMPTY_TREE",
     "MULTIPART",
     "URLENCODED",
+    "URLENCODED_LENGTH_MAX",
     "FileSink",
     "FormRefused",
     "MultipartForm",

@@ -521,6 +521,8 @@ class EncodedHeaders(tuple[tuple[bytes, bytes], ...]):  # noqa: SLOT001 - a tupl
     """Headers that have been checked, and their lines with them; for those that are sent many times, or read as lines."""
 
     lines: bytes
+    #: The same as HTTP/2 has them, as soon as somebody has worked them out.
+    fields: list[tuple[bytes, bytes]] | None = None
 
     @classmethod
     def of_lines(cls, lines: bytes) -> EncodedHeaders:

@@ -252,7 +252,7 @@ class H2Connection:
             self.close()
             return
         if not data:
-            self.close()
+            self._end()
         elif not self._closing:
             self._buffer += data
             if not self._work_due:
@@ -668,6 +668,15 @@ class H2Connection:
         if self.front.on_progress is not None:
             self.front.on_progress()
 
+    def _end(self) -> None:
+        """End the connection in good order; the client has."""
+        if isinstance(self._sock, TlsSocket):
+            try:
+                self._sock.farewell()
+            except OSError:
+                pass
+        self.close()
+
     def _on_error(self, error: BaseException) -> None:
         self.close()
 
@@ -953,10 +962,13 @@ class H2Connection:
             if now >= next_look:
                 self.close()
                 return
-        if not self._closing:
-            next_look = min(next_look, self._look_at_connection(now))
-        if not self._closing:
-            next_look = min(next_look, self._look_at_streams(now))
+        try:
+            if not self._closing:
+                next_look = min(next_look, self._look_at_connection(now))
+            if not self._closing:
+                next_look = min(next_look, self._look_at_streams(now))
+        except Violation as violation:  # so many were refused at once that patience is over
+            self._end_badly(violation.code, violation.reason)
         self._arm(next_look)
         self.flush()
 

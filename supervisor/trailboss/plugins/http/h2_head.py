@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-from trailboss.plugins.http.h1 import Refusal, check_authority
+from trailboss.plugins.http.h1 import EncodedHeaders, Refusal, check_authority
 from trailboss.plugins.http.limits import Limits
 from trailboss.plugins.http.message import HeaderList, Request
 
@@ -253,7 +253,18 @@ def answer_fields(status: int, date: bytes, headers: HeaderList, length: int | N
 
 
 def trailer_fields(headers: HeaderList) -> Fields:
-    """Return `headers` with their names in lower case and without those about the connection. Raises ValueError."""
+    """Return `headers` with their names in lower case and without those about the connection. Raises ValueError.
+
+    The result must not be changed.
+    """
+    if type(headers) is EncodedHeaders:
+        if headers.fields is None:
+            headers.fields = _lower_fields(headers)
+        return headers.fields
+    return _lower_fields(headers)
+
+
+def _lower_fields(headers: HeaderList) -> Fields:
     fields = []
     for name, value in headers:
         lower = _lower_names.get(name)

@@ -19,6 +19,8 @@ __all__ = ["LINGER_SECONDS", "Limits", "Waiting", "deadline"]
 #: After an answer that refused a request, what the client still sends is read and thrown away for this long, so that
 #: the answer is not lost to a reset.
 LINGER_SECONDS: Final = 2.0
+#: What 0 means, as in RoadRunner.
+MAX_REQUEST_SIZE_MEGABYTES: Final = 1000
 
 
 class Waiting(Enum):
@@ -55,7 +57,7 @@ class Limits:
             head_bytes=config.head,
             header_count=config.header_count,
             chunk_extension_bytes=config.chunk_extension,
-            body_bytes=max_request_size_megabytes << 20,
+            body_bytes=(max_request_size_megabytes or MAX_REQUEST_SIZE_MEGABYTES) << 20,
             head_timeout_seconds=config.head_timeout,
             body_bytes_per_second=config.body_rate,
             body_grace_seconds=config.body_grace,

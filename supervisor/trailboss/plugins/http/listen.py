@@ -24,7 +24,7 @@ from trailboss.socket_file import AddressError, explain_unix, remove_stale
 if TYPE_CHECKING:
     from trailboss.plugins.http.handshake import TlsEntrance
 
-__all__ = ["AddressError", "BoundSocket", "Listener", "bind", "bind_all"]
+__all__ = ["AddressError", "BoundSocket", "Listener", "bind", "bind_all", "expect_passed"]
 
 log = logger("http")
 
@@ -75,7 +75,7 @@ def bind_all(
     Blocks for as long as names are looked up.
     """
     addresses = [(key, address) for key, values in keys for address in values]
-    names = [address.removeprefix("systemd:") for _, address in addresses if address.startswith("systemd:")]
+    names = _names(addresses)
     bound: list[tuple[str, BoundSocket]] = []
     try:
         for key, address in addresses:
@@ -92,6 +92,20 @@ def bind_all(
     for name in passed.close_rest():
         log.warning("a socket that systemd has passed is not used", name=name)
     return bound
+
+
+def expect_passed(keys: Iterable[tuple[str, Iterable[str]]], passed: PassedSockets) -> None:
+    """See that every address of systemd has its socket, before anything is started. Raises AddressError."""
+    addresses = [(key, address) for key, values in keys for address in values]
+    names = _names(addresses)
+    for key, address in addresses:
+        scheme, name, _ = _parse(address, key)
+        if scheme == "systemd":
+            passed.find(name, f"{key}: {address}", names)
+
+
+def _names(addresses: Iterable[tuple[str, str]]) -> list[str]:
+    return [address.removeprefix("systemd:") for _, address in addresses if address.startswith("systemd:")]
 
 
 def _parse(address: str, key: str) -> tuple[str, str, int]:

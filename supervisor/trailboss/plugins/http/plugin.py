@@ -26,7 +26,7 @@ from trailboss.plugins.http.exchange import Exchange
 from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.front_figures import http_families
 from trailboss.plugins.http.limits import Limits
-from trailboss.plugins.http.listen import AddressError, Listener, bind_all
+from trailboss.plugins.http.listen import AddressError, Listener, bind_all, expect_passed
 from trailboss.plugins.http.middleware.chain import build_chain
 from trailboss.plugins.http.redirect import redirect_plain
 from trailboss.plugins.http.refusals import Refusals
@@ -68,6 +68,34 @@ class _PoolToCome:
     ) -> None:
         """Refuse."""
         on_outcome(PoolClosed("the workers have not been started"))
+
+
+class _Later:
+    """Runs functions a little later, and those that still wait when the server stops then."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self._reactor = reactor
+        self._waiting: set[Callable[[], None]] = set()
+        self._stopped = False
+
+    def __call__(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call `callback` in about `seconds`, once, however often it was asked for meanwhile."""
+        if self._stopped:
+            self._reactor.call_soon(callback)
+        elif callback not in self._waiting:
+            self._waiting.add(callback)
+            self._reactor.wheel.add(self._reactor.now + seconds, lambda _now: self._run(callback))
+
+    def _run(self, callback: Callable[[], None]) -> None:
+        if callback in self._waiting:
+            self._waiting.discard(callback)
+            callback()
+
+    def stop(self) -> None:
+        """Call what waits now."""
+        self._stopped = True
+        for callback in list(self._waiting):
+            self._run(callback)
 
 
 class HttpPlugin(Plugin):
@@ -148,13 +176,18 @@ class HttpPlugin(Plugin):
         """
         reactor = services.get(Reactor)
         config = self._config
+        later = _Later(reactor)
         refusals = Refusals(lambda: reactor.now)
         exchange = self._exchange = Exchange(
             _PoolToCome(), config, reactor, owner=self._owner, raw_body=self._raw_body, refusals=refusals
         )
         try:
-            handler = build_chain(config, self._middleware_services(reactor, services), exchange)
+            handler = build_chain(config, self._middleware_services(reactor, services, later), exchange)
         except MiddlewareError as error:
+            raise PluginFailed(self.name, Phase.STARTING, str(error)) from error
+        try:
+            expect_passed(self._wanted(), self._passed_sockets)
+        except AddressError as error:
             raise PluginFailed(self.name, Phase.STARTING, str(error)) from error
         await self._load_certificates()
         limits = config.limits
@@ -183,8 +216,9 @@ class HttpPlugin(Plugin):
         finally:
             self._close_listeners()
             front.close_all()
+            later.stop()
 
-    def _middleware_services(self, reactor: Reactor, known: Services) -> MiddlewareServices:
+    def _middleware_services(self, reactor: Reactor, known: Services, later: _Later) -> MiddlewareServices:
         def clock() -> float:
             return reactor.now
 
@@ -193,6 +227,7 @@ class HttpPlugin(Plugin):
             reactor.call_soon,
             self._logs_info,
             access_lines=self._access_lines,
+            call_later=later,
             sources=known.find(MetricSources) or MetricSources(),
             telemetry=known.find(Telemetry) or Telemetry(),
         )
@@ -224,7 +259,7 @@ class HttpPlugin(Plugin):
             with trio.move_on_after(LOOK_SECONDS):
                 await stopping.wait()
                 return
-            await trio.to_thread.run_sync(certificates.look)
+            await trio.to_thread.run_sync(certificates.look, abandon_on_cancel=True)
 
     async def reload_certificates(self) -> bool:
         """Read the certificate's files now, without waiting for them to be noticed.
@@ -235,16 +270,18 @@ class HttpPlugin(Plugin):
             return False
         return await trio.to_thread.run_sync(self._certificates.reload)
 
+    def _wanted(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Return the addresses by their keys."""
+        ssl = self._config.ssl
+        return [("http.address", self._config.address), ("http.ssl.address", ssl.address if ssl else ())]
+
     async def open(self) -> None:
         """Bind every address and begin to accept. Raises PluginFailed, with no address bound, if one cannot be."""
         front = self._front
         assert front is not None
         ssl, entrance = self._config.ssl, None
-        keys = [("http.address", self._config.address)]
-        if ssl is not None:
-            keys.append(("http.ssl.address", ssl.address))
         try:
-            bound = await trio.to_thread.run_sync(bind_all, keys, self._passed_sockets)
+            bound = await trio.to_thread.run_sync(bind_all, self._wanted(), self._passed_sockets)
         except AddressError as error:
             raise PluginFailed(self.name, Phase.HEALTHY, str(error)) from error
         front.reactor.touch()

@@ -27,8 +27,8 @@ __all__ = ["TlsChannel", "TlsSocket"]
 RECORD_BYTES: Final = 16 * 1024
 #: Plaintext encrypted before the kernel is asked to take it.
 PIECE_BYTES: Final = 8 * RECORD_BYTES
-#: Plaintext taken by one call.
-SEND_BYTES: Final = 1 << 20
+#: Plaintext taken by one call; others want their turn.
+SEND_BYTES: Final = 1 << 18
 #: Ciphertext that nobody has asked for (answers to key updates, alerts) and that the client does not take.
 UNASKED_BYTES_MAX: Final = 64 * 1024
 

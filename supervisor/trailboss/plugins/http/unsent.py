@@ -3,8 +3,10 @@
 A worker shall be free as soon as it has said everything, however slowly its client reads. So an answer waits here, in
 order: up to `memory_per_answer` in memory, behind that up to `file_per_answer` in a file without a name; all answers
 together have limits as well. A stream that has filled its share is told to pause (FULL); that is what keeps an endless one
-from growing for ever. A file that was sent to its end is given back, and the next part begins in memory again. A whole
-answer that cannot be kept at all is LOST: its connection is cut, for there is nobody who could say it again.
+from growing for ever. A file that was sent to its end is given back, and the next part begins in memory again.
+
+A whole answer has nobody who could pause: only the limits of all together hold for it. Beyond both of them it is LOST, and
+its connection is cut. Without files (`file_per_answer` 0) it waits in memory, however long it is.
 
 Nothing here touches a socket: whoever sends asks for `first` and says what has left. One Unsent belongs to one connection,
 or to one stream of one; the AnswerAccount to all of them. Its numbers are exact, and 0 when nothing waits.
@@ -119,18 +121,17 @@ class Unsent:
         account = self._account
         items = self._items
         last = items[-1] if items else None
-        if type(last) is _SpooledPart and self._may_file(size) and self._write(last, data):
+        if type(last) is _SpooledPart and self._may_file(size, whole) and self._write(last, data):
             return Kept.KEPT
         charge = _charge(data)
-        fits = (
-            self._memory + charge <= account.memory_bytes_per_body
-            and account.memory_bytes + charge <= account.memory_bytes_total
-        )
-        if not fits and type(last) is not _SpooledPart and self._may_file(size) and self._begin_file(data):
-            return Kept.KEPT
-        if not fits and whole and size > ALWAYS_KEPT_BYTES:
-            account.lost += 1
-            return Kept.LOST
+        total_fits = account.memory_bytes + charge <= account.memory_bytes_total
+        fits = total_fits and self._memory + charge <= account.memory_bytes_per_body
+        if not fits:
+            if type(last) is not _SpooledPart and self._may_file(size, whole) and self._begin_file(data):
+                return Kept.KEPT
+            if whole and not total_fits and size > ALWAYS_KEPT_BYTES and account.file_bytes_per_answer:
+                account.lost += 1
+                return Kept.LOST
         if size <= SMALL_BYTES:
             charge = size
             if isinstance(last, bytearray) and len(last) < JOINED_BYTES:
@@ -179,9 +180,12 @@ class Unsent:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _may_file(self, size: int) -> bool:
+    def _may_file(self, size: int, whole: bool) -> bool:
+        """Whether so much may go to a file. The limit of one answer is for sources that can pause."""
         account = self._account
-        if self._filed + size > account.file_bytes_per_answer:
+        if not account.file_bytes_per_answer or (
+            not whole and self._filed + size > account.file_bytes_per_answer
+        ):
             self.reason = "http.limits.answer_file is reached"
         elif account.file_bytes + size > account.file_bytes_total:
             self.reason = "http.limits.answer_file_total is reached"

@@ -71,6 +71,9 @@ class LogSystem:
         """Open every target. Raises LogTargetError."""
         self._config = config
         self._targets: dict[str, Target] = {}
+        #: Beginnings of the lines of `log_encoded` in this millisecond.
+        self._heads: dict[tuple[Renderer, str, str, object], str] = {}
+        self._heads_milliseconds = 0
         try:
             self._root = self._make_channel(config, "logs")
             self._channels = {
@@ -115,9 +118,25 @@ class LogSystem:
             elif render is render_raw:
                 lines = [message for message, _ in records]
             else:
-                heads = {message: render(Record(now, level, logger, message, {})) for message, _ in records}
+                heads = {
+                    message: self._head(render, Record(now, level, logger, message, {}))
+                    for message in {message for message, _ in records}
+                }
                 lines = [f"{heads[message]}\t{fields}" for message, fields in records]
-            target.offer_many([f"{line}{channel.line_ending}".encode() for line in lines])
+            ending = channel.line_ending
+            target.offer_many([f"{line}{ending}".encode() for line in lines])
+
+    def _head(self, render: Renderer, record: Record) -> str:
+        """A record without fields, rendered; within a millisecond, which is as far as its time goes, they are all alike."""
+        milliseconds = record.time_ns // 1_000_000
+        if milliseconds != self._heads_milliseconds:
+            self._heads_milliseconds = milliseconds
+            self._heads.clear()
+        key = (render, record.level, record.logger, record.message)
+        head = self._heads.get(key)
+        if head is None:
+            head = self._heads[key] = render(record)
+        return head
 
     def say(self, text: str) -> None:
         """Write one line to standard output as it is, whatever the log's mode. Never blocks."""

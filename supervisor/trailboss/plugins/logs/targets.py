@@ -120,7 +120,11 @@ class Target:
 
     def offer_many(self, lines: Sequence[bytes]) -> None:
         """As `offer` for each line, for records of single requests: they may wait a moment to be written together."""
+        together = b"".join(lines)
         with self._condition:
+            if not self._closing and self._waiting_bytes + len(together) <= self._buffer_bytes_max:
+                self._take(together)
+                return
             for line in lines:
                 if self._closing or self._waiting_bytes + len(line) > self._buffer_bytes_max:
                     self.dropped += 1
@@ -129,7 +133,7 @@ class Target:
                     self._take(line)
 
     def _take(self, line: bytes) -> None:
-        """Keep a line; the thread is woken for the first one, and when there is enough for a whole write."""
+        """Keep a line, or several; the thread is woken for the first one, and when there is enough for a whole write."""
         before = self._waiting_bytes
         self._waiting_bytes = after = before + len(line)
         if not self._lines or before < _BATCH_BYTES_MAX <= after:

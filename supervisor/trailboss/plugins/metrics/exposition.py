@@ -33,9 +33,15 @@ class _Shape(NamedTuple):
 class Scrapes:
     """Makes pages of what `families` yields. All calls belong on the reactor."""
 
-    def __init__(self, reactor: Reactor, families: Callable[[], Iterable[Family]]) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        families: Callable[[], Iterable[Family]],
+        on_error: Callable[[Exception], None],
+    ) -> None:
         self._reactor = reactor
         self._families = families
+        self._on_error = on_error
         self._under_way: dict[_Shape, list[Callable[[ScrapePage], None]]] = {}
         self._fresh: dict[_Shape, tuple[float, ScrapePage]] = {}
         #: Scrapes made, and pages handed out.
@@ -64,7 +70,7 @@ class Scrapes:
             waiting.append(on_done)
             return
         self._under_way[shape] = [on_done]
-        _Making(self._reactor, shape, self._families(), self._finish).go_on()
+        _Making(self._reactor, shape, self._families(), self._on_error, self._finish).go_on()
 
     def scrape_now(self) -> ScrapePage:
         """Return a page in the old format, made in one go where there is no fresh one."""
@@ -74,7 +80,7 @@ class Scrapes:
         fresh = self._fresh.get(shape)
         if fresh is not None and now - fresh[0] < FRESH_SECONDS:
             return fresh[1]
-        making = _Making(self._reactor, shape, self._families(), self._finish)
+        making = _Making(self._reactor, shape, self._families(), self._on_error, self._finish)
         page = None
         while page is None:
             page = making.work()
@@ -103,6 +109,7 @@ class _Making:
         reactor: Reactor,
         shape: _Shape,
         families: Iterable[Family],
+        on_error: Callable[[Exception], None],
         on_done: Callable[[_Shape, ScrapePage, int], None],
     ) -> None:
         from trailboss.plugins.metrics import render
@@ -112,7 +119,7 @@ class _Making:
         self._on_done = on_done
         pieces = render.openmetrics_pieces if shape.openmetrics else render.text_pieces
         self._content_type = render.OPENMETRICS_TYPE if shape.openmetrics else render.TEXT_TYPE
-        self._pieces: Iterator[bytes] = pieces(families)
+        self._pieces: Iterator[bytes] = pieces(families, on_error)
         self._compressor = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, 31) if shape.gzip else None
         self._size_bytes = 0
         self._parts: list[bytes] = []

@@ -51,6 +51,9 @@ class MetricsPlugin(Plugin):
         settings = config if config is not None else MetricsConfig()
         self.collectors = Collectors(settings.max_series, settings.max_samples)
         self._lag = Histogram(LAG_BOUNDS)
+        self._services = Services()
+        #: The server's own figures; those of other plugins come by the service.
+        self._own_sources = MetricSources()
         self._scrapes: Scrapes | None = None
         self._server: SmallServer | None = None
         self._problem = ""
@@ -71,7 +74,9 @@ class MetricsPlugin(Plugin):
         """
         reactor = services.get(Reactor)
         self._services = services
-        self._scrapes = Scrapes(reactor, self._families)
+        self._scrapes = Scrapes(
+            reactor, self._families, (services.find(MetricSources) or self._own_sources).note_failure
+        )
         services.provide(Exposition, self)  # type: ignore[type-abstract] # the key of a service may be a Protocol
         if self._config is not None:
             self._declare_configured(self._config.collect)
@@ -141,8 +146,9 @@ class MetricsPlugin(Plugin):
     def _families(self) -> Iterator[Family]:
         """Yield the server's own figures, those of other plugins, those of applications. Never raises."""
         sources = self._services.find(MetricSources)
-        own = MetricSources()
-        own.add(self._server_source())
+        own = self._own_sources
+        if self._source is None:
+            own.add(self._server_source())
         yield from own.families()
         if sources is not None:
             yield from sources.families()

@@ -11,7 +11,7 @@ Both come in pieces, so that a long answer can be made between other work.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from prometheus_client.core import Metric
@@ -27,6 +27,14 @@ OPENMETRICS_TYPE: Final = exposition.CONTENT_TYPE_LATEST
 #: Lines of one piece; they take about half a millisecond.
 PIECE_LINES: Final = 300
 _END: Final = "# EOF\n"
+
+
+OnError = Callable[[Exception], None]
+"""Told of a family that is left out."""
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def wants_openmetrics(accept: str) -> bool:
@@ -48,19 +56,26 @@ def _weight(offer: str) -> float:
     return 1.0
 
 
-def text_pieces(families: Iterable[Family]) -> Iterator[bytes]:
-    """Yield the format 0.0.4."""
+def text_pieces(families: Iterable[Family], on_error: OnError = _raise) -> Iterator[bytes]:
+    """Yield the format 0.0.4; a family that cannot be written is left out, and `on_error` told."""
     for family in families:
-        text = family.help.replace("\\", "\\\\").replace("\n", "\\n")
-        lines = [f"# HELP {family.name} {text}\n# TYPE {family.name} {family.kind}\n"]
-        name = family.name
-        for sample in family.samples:
-            lines.append(f"{name}{sample.suffix}{_labels(sample)} {_number(sample.value)}\n")
-            if len(lines) >= PIECE_LINES:
-                yield "".join(lines).encode("utf-8", "replace")
-                lines.clear()
-        if lines:
+        try:
+            yield from _family_pieces(family)
+        except Exception as error:
+            on_error(error)
+
+
+def _family_pieces(family: Family) -> Iterator[bytes]:
+    text = family.help.replace("\\", "\\\\").replace("\n", "\\n")
+    lines = [f"# HELP {family.name} {text}\n# TYPE {family.name} {family.kind}\n"]
+    name = family.name
+    for sample in family.samples:
+        lines.append(f"{name}{sample.suffix}{_labels(sample)} {_number(sample.value)}\n")
+        if len(lines) >= PIECE_LINES:
             yield "".join(lines).encode("utf-8", "replace")
+            lines.clear()
+    if lines:
+        yield "".join(lines).encode("utf-8", "replace")
 
 
 def _labels(sample: Sample) -> str:
@@ -101,11 +116,15 @@ class _One(Collector):
         return (self._metric,)
 
 
-def openmetrics_pieces(families: Iterable[Family]) -> Iterator[bytes]:
-    """Yield OpenMetrics 1.0."""
+def openmetrics_pieces(families: Iterable[Family], on_error: OnError = _raise) -> Iterator[bytes]:
+    """Yield OpenMetrics 1.0; a family that cannot be written is left out, and `on_error` told."""
     seen: set[str] = set()
     for family in families:
-        metric = _metric(family, seen)
+        try:
+            metric = _metric(family, seen)
+        except Exception as error:
+            on_error(error)
+            continue
         text: bytes = exposition.generate_latest(_One(metric))  # type: ignore[no-untyped-call] # it has no types
         yield text.removesuffix(_END.encode())
     yield _END.encode()
@@ -121,5 +140,5 @@ def _metric(family: Family, seen: set[str]) -> Metric:
     metric = Metric(name, family.help, kind)
     for sample in family.samples:
         suffix = "_total" if is_counter else sample.suffix
-        metric.add_sample(name + suffix, dict(sample.labels), sample.value)
+        metric.add_sample(name + suffix, dict(sample.labels), float(sample.value))
     return metric

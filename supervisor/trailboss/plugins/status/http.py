@@ -125,7 +125,8 @@ class HttpListener:
         self.reactor = reactor
         self.handle = handle
         self.head_seconds = min(head_seconds, HEAD_SECONDS)
-        self.connections: set[HttpConnection] = set()
+        #: The oldest first.
+        self.connections: dict[HttpConnection, None] = {}
         self._sock = sock
         self._fd = sock.fileno()
         self._closed = False
@@ -160,19 +161,28 @@ class HttpListener:
                 continue
             try:
                 sock.setblocking(False)
-                self.connections.add(HttpConnection(self, sock))
+                self.connections[HttpConnection(self, sock)] = None
             except Exception as error:
                 # Costs this connection and no other: an exception out of here would cost the listening socket.
                 sock.close()
                 self._complain(error)
 
     def _make_room(self) -> bool:
-        """Close a connection that has its answer and is only waited for to go."""
+        """Close a connection that has its answer and is waited for to go, else the oldest that is no stream.
+
+        Whoever asks at once has his answer at once; so it is the silent ones that a crowd costs their place.
+        """
+        waiting = None
         for connection in self.connections:
             if connection.is_leaving:
                 connection.close()
                 return True
-        return False
+            if waiting is None and not connection.is_stream:
+                waiting = connection
+        if waiting is None:
+            return False
+        waiting.close()
+        return True
 
     def _complain(self, error: Exception) -> None:
         """Say that a connection could not be taken, once a minute."""
@@ -326,6 +336,11 @@ class HttpConnection:
         """Whether it has its whole answer."""
         return self._answered and not self._unsent and self._audience is None
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether it stays."""
+        return self._audience is not None
+
     # --- streaming ------------------------------------------------------------------------------------------------
 
     def _begin_stream(self, audience: Audience, now: float) -> None:
@@ -368,7 +383,7 @@ class HttpConnection:
             self._closed = True
             self._reactor.unregister(self._fd)
             self._sock.close()
-            self._listener.connections.discard(self)
+            self._listener.connections.pop(self, None)
             audience, self._audience = self._audience, None
             if audience is not None:
                 audience.leave(self)

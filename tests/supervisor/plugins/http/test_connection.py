@@ -648,6 +648,31 @@ def test_a_source_is_told_to_pause_and_to_go_on(make_bench: MakeBench) -> None:
     assert body == b"".join(b"%07d\n" % number * 1000 for number in range(sent)) + b"last"
 
 
+def test_a_source_that_fails_when_it_shall_go_on(make_bench: MakeBench) -> None:
+    """Its answer is cut and it is told that the client has gone, for it would wait for ever."""
+    later = Later()
+    bench = make_bench(later, answers=AnswerAccount(1000, 1000, 0, 0))
+    client = bench.connect()
+    client.sock.sendall(GET)
+    bench.settle()
+    responder = later.held[0][1]
+
+    def fail() -> None:
+        raise RuntimeError("broken")
+
+    responder.on_ready = fail
+    responder.head(200, [])
+    while responder.wants_more:
+        responder.data(b"x" * 50_000)
+    with structlog.testing.capture_logs() as records:
+        client.take()
+        bench.settle()
+        client.take()
+    assert client.ended
+    assert later.gone == [0]
+    assert [record["event"] for record in records] == ["a handler failed"]
+
+
 def test_a_slow_client_does_not_hold_its_source(make_bench: MakeBench) -> None:
     """Megabytes are taken from the source at once, in memory and in a file, and arrive whole, framing included."""
     later = Later()

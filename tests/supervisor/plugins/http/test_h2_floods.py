@@ -234,6 +234,24 @@ def test_the_window_of_a_stream_that_overflows(make_bench: MakeBench) -> None:
     assert (gone, client.ended) == ([1], False)
 
 
+def test_slow_bodies_beyond_all_patience(make_bench: MakeBench) -> None:
+    """A whole set of slow bodies, time after time: refused one by one, then the connection ends."""
+    bench = make_bench(
+        limits=Limits(body_grace_seconds=1, body_bytes_per_second=1000, write_timeout_seconds=99)
+    )
+    client = RawClient(bench)
+    number = 1
+    while not client.ended and number < 3000:
+        for _ in range(128):
+            client.send(client.request(number, get(method=b"POST"), "END_HEADERS"))
+            number += 2
+        bench.advance(1.2)
+        client.send(b"")
+    assert client.results[1].status == 408
+    assert [code for code, _ in client.goaways] == [CALM]
+    assert bench.front.counters.timeouts > 200
+
+
 def test_the_first_frame_has_to_be_settings(make_bench: MakeBench) -> None:
     """Anything else behind the preface is a wrong preface."""
     client = RawClient(make_bench(), begin=False)

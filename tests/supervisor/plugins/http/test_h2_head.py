@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from h2_bench import Fields, get
 
-from trailboss.plugins.http.h1 import HeadParser, Refusal
+from trailboss.plugins.http.h1 import EncodedHeaders, HeadParser, Refusal
 from trailboss.plugins.http.h2_head import (
     Malformed,
     answer_fields,
@@ -172,6 +172,15 @@ def test_answers_are_in_lower_case_and_without_the_connection() -> None:
         200, b"now", [(b"X-A", b" b "), (b"Connection", b"close"), (b"Keep-Alive", b"1")], 5
     ) == [(b":status", b"200"), (b"date", b"now"), (b"x-a", b"b"), (b"content-length", b"5")]
     assert answer_fields(103, b"", [(b"Link", b"</a>")]) == [(b":status", b"103"), (b"link", b"</a>")]
+
+
+def test_headers_that_are_sent_often_are_lowered_once() -> None:
+    """The headers of an answer that the server remembers are worked out the first time; nobody changes them."""
+    headers = EncodedHeaders.of([(b"X-A", b"b"), (b"Connection", b"close")])
+    first = trailer_fields(headers)
+    answer_fields(200, b"now", headers, 5)
+    assert first == [(b"x-a", b"b")]
+    assert trailer_fields(headers) is first
 
 
 @pytest.mark.parametrize("status", [0, 99, 101, 600])

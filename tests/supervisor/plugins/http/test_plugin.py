@@ -15,6 +15,7 @@ from trailboss.assembly import assemble
 from trailboss.config.load import LoadRequest, load
 from trailboss.config.schema import HttpConfig, HttpLimitsConfig, LogsConfig, PoolConfig
 from trailboss.container.contract import Layer, PluginFailed, Services
+from trailboss.plugins.http.contract import LineSink
 from trailboss.plugins.http.plugin import HttpPlugin
 from trailboss.plugins.logs import LogSystem
 from trailboss.reactor import Reactor
@@ -84,12 +85,14 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(config: HttpConfig, *, opened: bool = True) -> AsyncIterator[Stage]:
+async def staged(
+    config: HttpConfig, *, opened: bool = True, access_lines: LineSink | None = None
+) -> AsyncIterator[Stage]:
     """Run a plugin with a reactor and a pool."""
     reactor = Reactor()
     services = Services()
     services.provide(Reactor, reactor)
-    plugin = HttpPlugin(config)
+    plugin = HttpPlugin(config, access_lines=access_lines)
     stopping = trio.Event()
     try:
         with trio.fail_after(20):
@@ -181,6 +184,21 @@ async def test_a_request_under_way_is_finished_by_the_drain() -> None:
             await drained.wait()
         await client.aclose()
         await idle.aclose()
+
+
+async def test_the_end_writes_the_access_log_that_waits() -> None:
+    """A record comes a moment after its answer, and at the latest when the server stops."""
+    lines: list[tuple[str, str]] = []
+    async with staged(make_config(), access_lines=lines.extend) as stage:
+        client = await stage.connect()
+        await client.send_all(GET)
+        await client.receive_some()
+        await stage.until(lambda: len(lines) == 1)
+        await client.send_all(GET)
+        await client.receive_some()
+        stage.stopping.set()
+        await stage.until(lambda: len(lines) == 2)
+        await client.aclose()
 
 
 async def test_a_kept_connection_gets_its_last_answer_during_the_drain() -> None:

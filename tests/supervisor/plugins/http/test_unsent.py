@@ -83,16 +83,32 @@ def test_a_view_counts_for_all_that_it_holds() -> None:
 
 
 def test_full_and_lost() -> None:
-    """Without room a source that can pause is told to; a whole answer is lost, unless it is tiny."""
-    account = AnswerAccount(1000, 1000, 0, 0)
+    """A source that can pause is told to; a whole answer goes on until all room is gone, then it is lost, unless it is tiny."""
+    account = AnswerAccount(1000, 2000, 5000, 50_000)
     unsent = Unsent(account)
     assert unsent.keep(b"x" * 900) is Kept.KEPT
-    assert unsent.keep(b"x" * 20_000) is Kept.FULL
-    assert unsent.keep(b"x" * 20_000, whole=True) is Kept.LOST
+    assert unsent.keep(b"x" * 4000) is Kept.KEPT
+    assert (account.memory_bytes, account.file_bytes) == (900, 4000)
+    assert unsent.keep(b"x" * 2000) is Kept.FULL  # in memory, behind the file
     assert unsent.reason == "http.limits.answer_file is reached"
-    assert unsent.keep(b"x" * 100, whole=True) is Kept.FULL
-    assert (unsent.size, account.lost) == (21_000, 1)
+    assert unsent.keep(b"x" * 40_000, whole=True) is Kept.KEPT
+    assert unsent.keep(b"x" * 40_000, whole=True) is Kept.LOST
+    assert unsent.reason == "http.limits.answer_file_total is reached"
+    assert unsent.keep(b"x" * 10_000, whole=True) is Kept.FULL
+    assert (unsent.size, account.lost) == (56_900, 1)
     assert unsent.keep(b"") is Kept.KEPT
+    unsent.drop()
+    assert numbers(account) == (0, 0, 0)
+
+
+def test_without_files() -> None:
+    """Streams pause at their memory; a whole answer waits in memory, however long it is."""
+    account = AnswerAccount(1000, 2000, 0, 0)
+    unsent = Unsent(account)
+    assert unsent.keep(b"x" * 900) is Kept.KEPT
+    assert unsent.keep(b"x" * 900) is Kept.FULL
+    assert unsent.keep(b"x" * 1_000_000, whole=True) is Kept.FULL
+    assert (unsent.size, account.files, account.lost) == (1_001_800, 0, 0)
     unsent.drop()
     assert numbers(account) == (0, 0, 0)
 

@@ -216,10 +216,28 @@ async def test_a_source_that_fails_costs_its_own_figures() -> None:
     assert [record["event"] for record in logs].count("figures are missing from a scrape") == 1
 
 
-async def test_a_scrape_that_cannot_be_written_is_an_error_answer() -> None:
-    """A family that is none ends in a 500 for this scrape, not in a client that waits for ever."""
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text"])
+@pytest.mark.parametrize("family", [None, gauge("broken", "", {(("a", "b"),): "text"})])  # type: ignore[dict-item]
+async def test_a_family_that_cannot_be_written_costs_itself(accept: str, family: Family) -> None:
+    """What a broken plugin yields is left out; the rest is served."""
     async with running() as bench:
-        bench.sources.add(lambda: [None])  # type: ignore[list-item] # what a broken plugin may do
+        bench.sources.add(lambda: [family, gauge("after", "", 1)])
+        with structlog.testing.capture_logs() as logs:
+            status, _, body = await bench.get("/metrics", f"Accept: {accept}")
+
+    assert status == "HTTP/1.1 200 OK"
+    assert b"\nafter 1" in body
+    assert [record["event"] for record in logs].count("figures are missing from a scrape") == 1
+
+
+async def test_a_scrape_that_fails_is_an_error_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug of our own ends in a 500 for this scrape, not in a client that waits for ever."""
+    async with running() as bench:
+
+        def broken(_failures: int) -> Iterator[Family]:
+            raise RuntimeError("broken")
+
+        monkeypatch.setattr(bench.plugin, "_own_families", broken)
         with structlog.testing.capture_logs():
             assert (await bench.get())[0] == "HTTP/1.1 500 Internal Server Error"
             assert (await bench.get())[0] == "HTTP/1.1 500 Internal Server Error"

@@ -5,7 +5,7 @@ of each request, and where they do not, the request passes through as if this fi
 before its answer began is logged with status 499, as nginx does.
 
 Where the log takes it, a record is written as JSON right here: the text of a known record costs a tenth of what a general
-encoder needs for it, and the records of one batch of the reactor are handed over together.
+encoder needs for it. Records are written up to BATCH_SECONDS after the answer, many at a time, which halves the cost again.
 
 Times: `start` and `request_time` are unix nanoseconds, like `ts`; `elapsed` is in whole milliseconds.
 """
@@ -27,9 +27,17 @@ from trailboss.plugins.http.message import Handler, HeaderList, Request, Respond
 __all__ = ["AccessLog", "Style", "make_access_log"]
 
 CLIENT_GONE: Final = 499
+ADDRESSES_MAX: Final = 4096
+#: So many records are written at once, and none waits for longer; the time is rounded up to the next tick of the wheel.
+BATCH_RECORDS: Final = 128
+BATCH_SECONDS: Final = 0.02
 #: Longest text of one field taken from a header, in characters.
 _TEXT_LENGTH_MAX: Final = 8192
 _UNSAFE: Final = re.compile(r'[\x00-\x1f"\\\x7f-\U0010ffff]')
+
+
+OnFailure = Callable[[Request, Responder, Exception], None]
+"""Answers a request whose handler has raised."""
 
 
 class Style(Enum):
@@ -44,26 +52,38 @@ class Style(Enum):
 class AccessLog:
     """Logs every answer."""
 
-    def __init__(self, style: Style, services: MiddlewareServices) -> None:
+    def __init__(
+        self, style: Style, services: MiddlewareServices, on_failure: OnFailure | None = None
+    ) -> None:
+        """`on_failure` gets the request over which a handler has raised; None: the exception goes on."""
         self._services = services
-        #: Records of this batch: message and fields.
-        self._waiting: list[tuple[str, str]] = []
+        self._on_failure = on_failure
+        self._style = style
+        #: Answers of which the record is still to be written: with status, bytes of both bodies, and when it ended.
+        self._waiting: list[tuple[Request, int, int, int, float]] = []
+        #: What `remote_address` says, by host and port.
+        self._addresses: dict[tuple[str, int], str] = {}
         is_quick = services.access_lines is not None
         self._write = {
-            Style.SHORT: self._queue_short if is_quick else self._write_short,
-            Style.LONG: self._queue_long if is_quick else self._write_long,
+            Style.SHORT: self._queue if is_quick else self._write_short,
+            Style.LONG: self._queue if is_quick else self._write_long,
             Style.COMMON: self._write_common,
             Style.COMBINED: self._write_combined,
         }[style]
 
     def __call__(self, next_handler: Handler) -> Handler:
         """Return a handler that logs the answers of `next_handler`."""
-        logs_info, write = self._services.logs_info, self._write
+        logs_info, write, on_failure = self._services.logs_info, self._write, self._on_failure
 
         def handle(request: Request, responder: Responder) -> None:
             if logs_info():
                 responder = _LoggedResponder(responder, request, write)
-            next_handler(request, responder)
+            try:
+                next_handler(request, responder)
+            except Exception as error:
+                if on_failure is None:
+                    raise
+                on_failure(request, responder, error)
 
         return handle
 
@@ -107,48 +127,88 @@ class AccessLog:
             **({"request_id": request.id} if request.id else {}),
         )
 
-    def _queue_short(self, request: Request, status: int, read_bytes: int, sent_bytes: int) -> None:
-        """As `_write_short`, written as JSON here."""
-        elapsed_seconds = self._services.clock() - request.started
-        if elapsed_seconds < 0.0:
-            elapsed_seconds = 0.0
+    def _queue(self, request: Request, status: int, read_bytes: int, sent_bytes: int) -> None:
+        """Take note of an answer; its record is written with others."""
+        waiting = self._waiting
+        waiting.append((request, status, read_bytes, sent_bytes, self._services.clock()))
+        if len(waiting) == 1:
+            if self._services.call_later is not None:
+                self._services.call_later(BATCH_SECONDS, self._flush)
+            else:
+                self._services.call_soon(self._flush)
+        elif len(waiting) >= BATCH_RECORDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if not waiting or self._services.access_lines is None:
+            return
+        now, now_ns = self._services.clock(), time.time_ns()
+        is_short = self._style is Style.SHORT
+        describe = self._short if is_short else self._long
+        message = "http log" if is_short else "http access log"
+        records = []
+        for request, status, read_bytes, sent_bytes, answered in waiting:
+            fields = describe(
+                request,
+                status,
+                read_bytes,
+                sent_bytes,
+                now_ns - int((now - answered) * 1e9),
+                max(0.0, answered - request.started),
+            )
+            records.append((message, fields if "\x7f" not in fields else fields.replace("\x7f", "\\u007f")))
+        self._services.access_lines(records)
+
+    def _short(
+        self,
+        request: Request,
+        status: int,
+        read_bytes: int,
+        sent_bytes: int,
+        at_ns: int,
+        elapsed_seconds: float,
+    ) -> str:
+        """What `_write_short` says, as JSON; `at_ns` is when the answer ended."""
         target = _quote(request.target)
-        self._queue(
-            "http log",
+        address = (request.remote_addr, request.remote_port)
+        return (
             f'{{"status":{status},"method":{_quote(request.method)},"URI":{target},'
             f'"URL":{target if request.target[:1] == "/" else _quote(_url(request))},'
-            f'"remote_address":{_quote(_remote_address(request))},"read_bytes":{read_bytes},'
-            f'"write_bytes":{sent_bytes},"start":{time.time_ns() - int(elapsed_seconds * 1e9)},'
-            f'"elapsed":{int(elapsed_seconds * 1e3)}{_quoted_id(request)}}}',
+            f'"remote_address":{self._addresses.get(address) or self._quote_address(address)},'
+            f'"read_bytes":{read_bytes},"write_bytes":{sent_bytes},'
+            f'"start":{at_ns - int(elapsed_seconds * 1e9)},'
+            f'"elapsed":{int(elapsed_seconds * 1e3)}{_quoted_id(request) if request.id else ""}}}'
         )
 
-    def _queue_long(self, request: Request, status: int, read_bytes: int, sent_bytes: int) -> None:
-        """As `_write_long`, written as JSON here."""
-        elapsed_seconds = max(0.0, self._services.clock() - request.started)
-        now_ns = time.time_ns()
-        self._queue(
-            "http access log",
+    def _quote_address(self, address: tuple[str, int]) -> str:
+        """The address of a client as a JSON text, remembered for its next requests."""
+        if len(self._addresses) >= ADDRESSES_MAX:
+            self._addresses.clear()
+        self._addresses[address] = quoted = _quote(_address(*address))
+        return quoted
+
+    def _long(
+        self,
+        request: Request,
+        status: int,
+        read_bytes: int,
+        sent_bytes: int,
+        at_ns: int,
+        elapsed_seconds: float,
+    ) -> str:
+        """What `_write_long` says, as JSON; `at_ns` is when the answer ended."""
+        return (
             f'{{"status":{status},"method":{_quote(request.method)},"URI":{_quote(request.target)},'
             f'"URL":{_quote(_url(request))},"remote_address":{_quote(_remote_address(request))},'
             f'"query":{_quote(request.query)},"content_len":{read_bytes},"host":{_quote(request.host)},'
             f'"user_agent":{_quote(_text(request, b"user-agent"))},'
             f'"referer":{_quote(_text(request, b"referer"))},'
-            f'"time_local":"{_local_time(now_ns // 1_000_000_000)}","request_time":{now_ns},'
+            f'"time_local":"{_local_time(at_ns // 1_000_000_000)}","request_time":{at_ns},'
             f'"read_bytes":{read_bytes},"write_bytes":{sent_bytes},'
-            f'"start":{now_ns - int(elapsed_seconds * 1e9)},"elapsed":{int(elapsed_seconds * 1e3)}'
-            f"{_quoted_id(request)}}}",
+            f'"start":{at_ns - int(elapsed_seconds * 1e9)},"elapsed":{int(elapsed_seconds * 1e3)}'
+            f"{_quoted_id(request)}}}"
         )
-
-    def _queue(self, message: str, fields: str) -> None:
-        waiting = self._waiting
-        waiting.append((message, fields if "\x7f" not in fields else fields.replace("\x7f", "\\u007f")))
-        if len(waiting) == 1:
-            self._services.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        if waiting and self._services.access_lines is not None:
-            self._services.access_lines(waiting)
 
     def _write_common(self, request: Request, status: int, read_bytes: int, sent_bytes: int) -> None:
         self._services.access_log(_common_line(request, status, sent_bytes))
@@ -250,11 +310,13 @@ def _url(request: Request) -> str:
 
 
 def _remote_address(request: Request) -> str:
-    if not request.remote_port:
-        return request.remote_addr
-    if ":" in request.remote_addr:
-        return f"[{request.remote_addr}]:{request.remote_port}"
-    return f"{request.remote_addr}:{request.remote_port}"
+    return _address(request.remote_addr, request.remote_port)
+
+
+def _address(host: str, port: int) -> str:
+    if not port:
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _text(request: Request, name: bytes) -> str:
@@ -286,7 +348,9 @@ def _local_time(seconds: int) -> str:
     return f"{local.tm_mday:02d}/{month}/{local.tm_year}:{time.strftime('%H:%M:%S %z', local)}"
 
 
-def make_access_log(config: HttpConfig, services: MiddlewareServices) -> AccessLog:
+def make_access_log(
+    config: HttpConfig, services: MiddlewareServices, on_failure: OnFailure | None = None
+) -> AccessLog:
     """Return the access log that `http.access_logs` and `http.access_log_format` ask for."""
     style = {"common": Style.COMMON, "combined": Style.COMBINED}.get(config.access_log_format)
-    return AccessLog(style or (Style.LONG if config.access_logs else Style.SHORT), services)
+    return AccessLog(style or (Style.LONG if config.access_logs else Style.SHORT), services, on_failure)

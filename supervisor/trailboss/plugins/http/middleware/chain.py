@@ -85,7 +85,7 @@ def build_chain(
             entry_points = find_entry_points()
         entry_points = tuple(entry_points)
         handler = _foreign(name, entry_points, config, services)(_shielded(name, handler))
-    return make_access_log(config, services)(_guarded(handler))
+    return make_access_log(config, services, _fail)(handler)
 
 
 def _foreign(
@@ -116,7 +116,7 @@ def _foreign(
     except MiddlewareError:
         raise
     except (Exception, SystemExit) as error:
-        log.debug("third-party middleware cannot be made", middleware=name, exc_info=True)
+        log.debug("third-party middleware cannot be made", middleware=name, exc_info=error)
         raise MiddlewareError(
             f"http.middleware: {name} (entry point {entry_point.value}) cannot be made: {error}"
         ) from error
@@ -132,18 +132,11 @@ def _foreign(
     return wrap
 
 
-def _guarded(next_handler: Handler) -> Handler:
-    """Answer 500 where a handler raises instead of answering."""
-
-    def handle(request: Request, responder: Responder) -> None:
-        try:
-            next_handler(request, responder)
-        except Exception:
-            log.exception("a request could not be handled", method=request.method, uri=request.target)
-            if not responder.finished:
-                responder.fail(500, "the request could not be handled")
-
-    return handle
+def _fail(request: Request, responder: Responder, error: Exception) -> None:
+    """Answer 500 where a handler has raised instead of answering."""
+    log.error("a request could not be handled", method=request.method, uri=request.target, exc_info=error)
+    if not responder.finished:
+        responder.fail(500, "the request could not be handled")
 
 
 def _shielded(name: str, next_handler: Handler) -> Handler:

@@ -16,7 +16,13 @@ import pytest
 from trailboss.config.schema import HttpConfig
 from trailboss.plugins.http.contract import MiddlewareServices
 from trailboss.plugins.http.message import Body
-from trailboss.plugins.http.middleware.access_log import AccessLog, Style, make_access_log
+from trailboss.plugins.http.middleware.access_log import (
+    BATCH_RECORDS,
+    BATCH_SECONDS,
+    AccessLog,
+    Style,
+    make_access_log,
+)
 from trailboss.testing.check_http_middleware import MiddlewareBench, make_request
 
 SHORT_KEYS = "status method URI URL remote_address read_bytes write_bytes start elapsed"
@@ -229,8 +235,48 @@ def test_the_quick_way_says_the_same(style: Style, target: str) -> None:
     assert parsed == expected
 
 
+def test_records_wait_a_moment_for_others() -> None:
+    """The first of a batch asks for a moment, the last that there is room for ends it; times are those of the answers."""
+    lines: list[tuple[str, str]] = []
+    asked: list[tuple[float, Callable[[], None]]] = []
+    now = [100.0]
+
+    def make(services: MiddlewareServices) -> AccessLog:
+        return AccessLog(
+            Style.LONG,
+            replace(
+                services,
+                access_lines=lines.extend,
+                call_later=lambda seconds, flush: asked.append((seconds, flush)),
+                clock=lambda: now[0],
+            ),
+        )
+
+    def answer(count: int) -> None:
+        for _ in range(count):
+            bench.begin(make_request(started=99.5))
+            bench.responder.respond(200, [], b"")
+
+    bench = MiddlewareBench(make)
+    answer(2)
+    assert [seconds for seconds, _ in asked] == [BATCH_SECONDS]
+    assert lines == []
+    now[0] = 107.0
+    before_ns = time.time_ns()
+    asked[0][1]()
+    first, second = (json.loads(fields) for _, fields in lines)
+    assert 500 == first["elapsed"] == second["elapsed"]
+    assert 0 <= first["request_time"] - (before_ns - 7_000_000_000) < 5_000_000_000
+    assert first["request_time"] - first["start"] == 500_000_000
+
+    answer(BATCH_RECORDS)
+    assert len(lines) == 2 + BATCH_RECORDS
+    asked[1][1]()
+    assert len(lines) == 2 + BATCH_RECORDS
+
+
 def test_a_batch_is_handed_over_together() -> None:
-    """Nothing waits longer than the batch of the reactor it came from."""
+    """Where nothing can be done later, nothing waits longer than the batch of the reactor it came from."""
     turns: list[int] = []
 
     def send(bench: MiddlewareBench) -> None:

@@ -13,12 +13,24 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 __all__ = ["Browser", "chromium"]
+
+#: Puts the pipes where the browser looks for them, by way of numbers that cannot be in the way.
+PUT_PIPES = """
+import os, sys
+for old, high in zip(sys.argv[1:3], (103, 104)):
+    os.dup2(int(old), high)
+for high, new in ((103, 3), (104, 4)):
+    os.dup2(high, new)
+    os.close(high)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 
 
 def chromium() -> str | None:
@@ -50,10 +62,8 @@ class Browser:
             ),
             "about:blank",
         ]
-        # The shell puts the pipes where the browser looks for them.
-        script = f'exec "$@" 3<&{to_read} 4>&{to_write}'
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", script, "sh", *words],
+            [sys.executable, "-S", "-c", PUT_PIPES, str(to_read), str(to_write), *words],
             pass_fds=(to_read, to_write),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
