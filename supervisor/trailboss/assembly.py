@@ -30,6 +30,7 @@ from trailboss.plugins.server.plugin import ServerPlugin
 from trailboss.plugins.status.plugin import StatusPlugin
 from trailboss.plugins.systemd import SystemdPlugin
 from trailboss.reactor import Reactor
+from trailboss.reloading import Reloader
 from trailboss.rpc.plugin import RpcPlugin
 from trailboss.rpc.registry import Registry
 from trailboss.telemetry import Telemetry
@@ -48,6 +49,7 @@ class Assembly:
 
     container: Container
     reactor: Reactor
+    reloader: Reloader
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,12 @@ def assemble(
     logs: LogSystem,
     environ: Mapping[str, str],
     passed_sockets: PassedSockets | None = None,
+    reread: Callable[[], Config] | None = None,
 ) -> Assembly:
     """Build every plugin that `config` asks for and the container around them.
 
-    `passed_sockets`: listening sockets that systemd has opened for us.
+    `passed_sockets`: listening sockets that systemd has opened for us. `reread` loads the configuration again, for a
+    reload; None: reloads replace workers only.
 
     Raises PluginFailed for a third-party plugin that cannot be loaded, ValueError or GraphError for plugins that cannot
     live together.
@@ -108,16 +112,19 @@ def assemble(
         with shared.telemetry.start("server.on_init"):
             await server.run_on_init()
 
+    services = shared.services()
     container = Container(
         plugins,
         rpc=rpc,
         optional={name for name in config.plugins if config.is_optional(name)},
         on_init=run_on_init if server is not None and server.has_on_init else None,
         make_pool=make_pool if server is not None else None,
-        services=shared.services(),
+        services=services,
         grace_period_seconds=config.endure.grace_period,
     )
-    return Assembly(container, shared.reactor)
+    reloader = Reloader(config, plugins, container, reread)
+    services.provide(Reloader, reloader)
+    return Assembly(container, shared.reactor, reloader)
 
 
 def _plugins(
@@ -195,6 +202,7 @@ def _server(config: Config, shared: _Shared, rpc_address: Callable[[], str]) -> 
         rpc_address=rpc_address,
     )
     server.workshop.telemetry = shared.telemetry
+    server.workshop.directory = config.source.working_directory
     return server
 
 

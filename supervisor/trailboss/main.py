@@ -50,8 +50,12 @@ class StartError(Exception):
     """The server could not be started; the text is one line for people."""
 
 
-def run(config: Config, *, banner: str = "", debug: bool = False) -> int:
+def run(
+    config: Config, *, banner: str = "", debug: bool = False, reread: Callable[[], Config] | None = None
+) -> int:
     """Run a server until it is told to stop and return the exit code. Raises StartError.
+
+    `reread` loads the configuration again, as it was loaded at first; it may raise ConfigError.
 
     `banner` is written to standard output when the server is ready. The working directory and the environment are those
     of the configuration already.
@@ -65,7 +69,7 @@ def run(config: Config, *, banner: str = "", debug: bool = False) -> int:
     for note in config.notes:
         log.warning("configuration note", note=str(note))
     try:
-        assembly = assemble(config, logs, os.environ, passed_sockets)
+        assembly = assemble(config, logs, os.environ, passed_sockets, reread)
     except (PluginFailed, ValueError) as error:  # plugins that cannot be loaded, or not live together
         raise StartError(str(error)) from error
     _calm_collector()
@@ -105,7 +109,7 @@ async def _live(assembly: Assembly, logs: LogSystem, banner: str) -> int:
         await nursery.start(assembly.reactor.run)
 
         def reload() -> None:
-            nursery.start_soon(container.reload, "SIGHUP")
+            nursery.start_soon(assembly.reloader.reload, "SIGHUP")
 
         await nursery.start(_follow_signals, stop, hurry, logs, reload)
         nursery.start_soon(show_start, container.state, logs.terminal())

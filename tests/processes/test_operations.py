@@ -34,7 +34,7 @@ def application(environ, start_response):
 """
 CONFIG = """
 version: "3"
-rpc: {{listen: "unix://{folder}/rpc.sock"}}
+rpc: {{listen: "unix://{sockets}/rpc.sock"}}
 server: {{command: [trailboss-worker, wsgi, "app:application"]}}
 http:
   address: 127.0.0.1:{port}
@@ -46,11 +46,11 @@ logs: {{mode: production, output: [server.log]}}
 class Site(Server):
     """A web server."""
 
-    def __init__(self, folder: Path, pool: str) -> None:
+    def __init__(self, folder: Path, pool: str, sockets: Path | None = None) -> None:
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port = int(sock.getsockname()[1])
-        (folder / ".rr.yaml").write_text(CONFIG.format(folder=folder, port=self.port, pool=pool))
+        (folder / ".rr.yaml").write_text(CONFIG.format(sockets=sockets or folder, port=self.port, pool=pool))
         self.deploy(folder, "'one'")
         super().__init__(folder)
 
@@ -109,12 +109,13 @@ def test_reload_by_signal_under_load(site: Site) -> None:
         assert site.get("/")[1].startswith("two ")
         site.deploy(site.folder, "= broken")
         site.process.send_signal(signal.SIGHUP)
-        _wait(site, "reload failed")
+        _wait(site, "old workers go on")
         assert site.get("/")[1].startswith("two ")
-        asked = site.command("reload")
-        assert asked.returncode == 1
-        assert b"SyntaxError" in asked.stderr
-        assert b"the old ones go on" in asked.stderr
+        for verb in ("reload", "reset"):
+            asked = site.command(verb)
+            assert asked.returncode == 1
+            assert b"SyntaxError" in asked.stderr
+            assert b"the old ones go on" in asked.stderr
     finally:
         done.set()
         for thread in threads:
@@ -167,3 +168,93 @@ def test_an_exhausted_pool_ends_the_server_where_that_is_asked(site: Site) -> No
     said = site.process.stderr.read().decode()
     assert "on_exhausted: exit" in said
     assert "SyntaxError" in said
+
+
+def _rewrite(site: Site, old: str, new: str) -> None:
+    file = site.folder / ".rr.yaml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def test_reload_takes_in_what_can_change(site: Site) -> None:
+    """Sizes, limits and levels are in force at once, the rest is listed; a wrong file changes nothing at all."""
+    _rewrite(site, "num_workers: 2,", "num_workers: 3, max_queue_size: 7, supervisor: {ttl: 1h},")
+    _rewrite(site, "logs: {mode: production,", "logs: {mode: production, level: info,")
+    _rewrite(site, "logs:", "status: {address: 127.0.0.1:0}\nlogs:")
+    done = site.command("reload")
+    assert done.stderr == b""
+    assert done.returncode == 0
+    lines = done.stdout.decode().splitlines()
+    assert "changed: http.pool.num_workers" in lines
+    assert "changed: http.pool.max_queue_size" in lines
+    assert "changed: logs.level" in lines
+    assert "needs a restart: status" in lines
+    assert lines[-1] == "new workers: [http]"
+    [pool] = json.loads(site.command("state", "--json").stdout)["pools"]
+    assert (pool["configured"], pool["ready"], pool["generation"]) == (3, 3, 2)
+    _rewrite(site, "num_workers: 3,", "num_workers: many,")
+    refused = site.command("reload")
+    assert refused.returncode == 2
+    assert b"http.pool.num_workers" in refused.stderr
+    site.process.send_signal(signal.SIGHUP)
+    _wait(site, "reload refused: nothing was changed")
+    _rewrite(site, "num_workers: many,", "num_workers: 1,")
+    [pool] = json.loads(site.command("state", "--json").stdout)["pools"]
+    assert (pool["configured"], pool["ready"], pool["generation"]) == (3, 3, 2)
+    report = json.loads(site.command("reload", "--json").stdout)
+    assert report["taken"] == ["http.pool.num_workers"]
+    assert report["needs_restart"] == ["status"]
+    deadline = time.monotonic() + 30
+    while json.loads(site.command("state", "--json").stdout)["pools"][0]["ready"] != 1:
+        assert time.monotonic() < deadline
+    assert site.get("/")[0] == 200
+
+
+def test_a_changed_command_that_does_not_start_goes_back(site: Site) -> None:
+    """The old workers go on, and what replaces one of them later is started as they were."""
+    _rewrite(
+        site,
+        'server: {command: [trailboss-worker, wsgi, "app:application"]}',
+        "server: {command: [/nowhere]}",
+    )
+    failed = site.command("reload")
+    assert failed.returncode == 1
+    assert b"/nowhere" in failed.stderr
+    assert site.get("/die")[0] == 502
+    deadline = time.monotonic() + 30
+    while json.loads(site.command("state", "--json").stdout)["pools"][0]["ready"] != 2:
+        assert time.monotonic() < deadline
+    assert site.get("/")[1].startswith("one ")
+
+
+def test_a_release_behind_a_link_is_found_anew(tmp_path: Path) -> None:
+    """current -> releases/1: after the link points to releases/2, a reload runs the code of that."""
+    for version in ("'one'", "'two'"):
+        release = tmp_path / "releases" / version.strip("'")
+        release.mkdir(parents=True)
+        Site.deploy(release, version)
+    link = tmp_path / "current"
+    link.symlink_to("releases/one")
+    site = Site(link, "", tmp_path)
+    Site.deploy(link, "'one'")
+    (tmp_path / "releases/two/.rr.yaml").write_text((link / ".rr.yaml").read_text())
+    site.close()
+    site = _Linked(link, site.port)
+    try:
+        assert "started" in site.wait_banner()
+        assert site.get("/")[1].startswith("one ")
+        (tmp_path / "next").symlink_to("releases/two")
+        (tmp_path / "next").rename(link)
+        assert site.command("reload", "-c", str(link / ".rr.yaml")).returncode == 0
+        assert site.get("/")[1].startswith("two ")
+    finally:
+        site.close()
+
+
+class _Linked(Site):
+    """A web server that was given its file by a path with a link in it."""
+
+    def __init__(self, link: Path, port: int) -> None:
+        self.port = port
+        Server.__init__(self, link, "-c", str(link / ".rr.yaml"))

@@ -20,6 +20,7 @@ __all__ = ["cli", "run"]
 _COMMANDS = {
     "serve": "serve",
     "stop": "stop",
+    "reload": "reload",
     "reset": "reset",
     "workers": "workers",
     "jobs": "jobs",
@@ -29,7 +30,7 @@ _COMMANDS = {
     "check": "check",
     "config": "config",
 }
-_ALIASES = {"status": "state", "reload": "reset"}
+_ALIASES = {"status": "state"}
 
 
 class LazyGroup(click.Group):

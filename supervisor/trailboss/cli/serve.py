@@ -5,8 +5,10 @@ With --wsgi or --asgi it needs no configuration file: the flags are the configur
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -64,18 +66,33 @@ def command(context: click.Context, /, **flags: object) -> int:
     except ConfigError as error:
         raise ConfigurationWrong(str(error)) from error
     os.chdir(config.source.working_directory or ".")
+    reread = rereading(settings, config)  # with the environment as it is without the dotenv file
     os.environ.update(config.source.environment)
     from trailboss.main import StartError, run
 
     if settings.pid:
         write_pid_file()
     try:
-        return run(config, banner=banner(settings), debug=settings.debug)
+        return run(config, banner=banner(settings), debug=settings.debug, reread=reread)
     except StartError as error:
         raise CommandFailed(click.style(str(error), fg="bright_red")) from error
     finally:
         if settings.pid:
             remove_pid_file()
+
+
+def rereading(settings: Settings, config: Config) -> Callable[[], Config]:
+    """Return what loads the same configuration again from wherever the server is by then."""
+    from trailboss.config import load as load_config
+
+    source = config.source
+    request = dataclasses.replace(
+        settings.load_request(without_file=not source.path),
+        path=source.path or None,
+        workdir=source.working_directory,
+        environ=dict(os.environ),
+    )
+    return lambda: load_config(request)
 
 
 def load(settings: Settings, flags: dict[str, object]) -> Config:

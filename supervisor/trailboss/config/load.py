@@ -71,7 +71,7 @@ class _Loading:
     def __init__(self, request: LoadRequest) -> None:
         self._request = request
         self._findings = Findings()
-        self._here = os.getcwd()
+        self._here = _working_directory()
         self._files: list[str] = []
         self._environ = dict(os.environ if request.environ is None else request.environ)
         self._added: dict[str, str] = {}
@@ -340,3 +340,17 @@ def _with_spelled_consume(config: Config) -> Config:
     if config.jobs is None or not config.jobs.consume:
         return config
     return replace(config, jobs=replace(config.jobs, consume=consumed_pipelines(config.jobs)))
+
+
+def _working_directory() -> str:
+    """Return the working directory by the name it was entered with, where the shell has noted it.
+
+    Of a deployment that is a link to its newest release, that is the link, which a later release changes.
+    """
+    physical, noted = os.getcwd(), os.environ.get("PWD", "")
+    try:
+        if os.path.isabs(noted) and os.path.normpath(noted) == noted and os.path.samefile(noted, physical):
+            return noted
+    except OSError:
+        pass
+    return physical

@@ -12,7 +12,7 @@ its type, the other asks for that type and names the provider in `requires`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -23,12 +23,14 @@ from trailboss.container.methods import Access, Caller, CallerRole, Handler, Rpc
 from trailboss.container.order import Layer
 
 if TYPE_CHECKING:
+    from trailboss.config.schema import Config
     from trailboss.workers.pool import Pool, PoolSpec
 
 __all__ = [
     "Access",
     "Caller",
     "CallerRole",
+    "Change",
     "Handler",
     "Health",
     "Layer",
@@ -98,6 +100,18 @@ class Services:
         return cast("T | None", self._values.get(key))
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a plugin can take in of a changed configuration while it runs."""
+
+    #: Changed keys (dotted names) that will be in force after `commit`.
+    taken: frozenset[str]
+    #: Takes them in. Must not raise: whatever can be wrong was found before.
+    commit: Callable[[], None]
+    #: Called with the names of the pools whose new workers did not come up: what concerns those goes back.
+    revert: Callable[[frozenset[str]], None] = lambda _pools: None
+
+
 class Plugin:
     """Base of every plugin, Trailboss's own and third parties' (entry point group ``trailboss.plugins``).
 
@@ -133,6 +147,14 @@ class Plugin:
     def health(self) -> Health:
         """Say whether the plugin can do its work now. Must not block and must not raise."""
         return Health(ok=True)
+
+    def prepare_reload(self, config: Config, changed: frozenset[str]) -> Change | None:
+        """Say which of the `changed` keys this plugin can take in while it runs, and how; None: none of them.
+
+        `config` is the whole new configuration. Raises ValueError with a text for people where a value cannot work; then
+        nothing is changed anywhere.
+        """
+        return None
 
     def rpc_methods(self) -> Sequence[RpcMethod]:
         """RPC methods of this plugin; asked before anything starts, and always answered the same."""

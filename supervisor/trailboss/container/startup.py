@@ -262,24 +262,26 @@ class Container:
             if fatal:
                 self._fail_start(error)
 
-    async def reload(self, reason: str) -> None:
-        """Replace the workers of every pool, all pools at the same time; failures are logged, the old workers go on.
+    def ready_pools(self) -> list[str]:
+        """Names of the pools that have been ready."""
+        return [handle.pool.name for handle in self._pools if handle.ready.is_set()]
 
-        Calls that come while one is under way share the next (see `Pool.reset`). Does nothing before the server is ready
-        and once it stops. Never raises. On cancellation: what has begun goes on.
+    async def reload(self, reason: str) -> dict[str, str]:
+        """Replace the workers of every pool, all at the same time; returns the pools where the old ones go on, and why.
+
+        Does nothing before the server is ready and once it stops. Never raises.
+        On cancellation: what has begun goes on.
         """
         pools = [handle.pool for handle in self._pools if handle.ready.is_set()]
-        if self.state.whole is not WholePhase.READY or not pools:
-            log.warning("reload ignored: the server is not ready", reason=reason)
-            return
-        failed: list[str] = []
+        failed: dict[str, str] = {}
+        if self.state.whole is not WholePhase.READY:
+            return {pool.name: f"the server is {self.state.whole.value}" for pool in pools}
 
         async def reset(pool: PoolLike) -> None:
             try:
                 await pool.reset(reason)
             except Exception as error:
-                failed.append(pool.name)
-                log.error("reload failed", pool=pool.name, text=describe_error(error))
+                failed[pool.name] = describe_error(error)
 
         self.state.begin_reload()
         try:
@@ -288,8 +290,7 @@ class Container:
                     nursery.start_soon(reset, pool)
         finally:
             self.state.end_reload()
-        if not failed:
-            log.info("reload done", pools=[pool.name for pool in pools])
+        return failed
 
     def _pool_exhausted(self, handle: _Handle, pool: PoolLike, text: str) -> None:
         """A pool with `on_exhausted: exit` has no worker left."""

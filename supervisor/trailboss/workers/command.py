@@ -54,7 +54,14 @@ async def run_to_end(
     On cancellation: its group is ended and reaped.
     """
     try:
-        process = await spawn(argv, environment, wall=time.time(), identity=identity, stdin="null")
+        process = await spawn(
+            argv,
+            environment,
+            wall=time.time(),
+            identity=identity,
+            stdin="null",
+            directory=shop.directory or None,
+        )
     except SpawnFailed as error:
         return str(error)
     log.info(

@@ -15,7 +15,7 @@ import random
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import overload
 
 import trio
@@ -189,13 +189,7 @@ class Pool:
         self.policy = policy or RestartPolicy()
         self._random = random.Random(seed)
         self._reactor = workshop.reactor
-        limits = spec.config.supervisor
-        self.limits = Limits(
-            max_jobs=1 if self.debug else spec.config.max_jobs,
-            ttl_seconds=limits.ttl,
-            idle_ttl_seconds=limits.idle_ttl,
-            memory_bytes=limits.max_worker_memory * 1024 * 1024,
-        )
+        self.limits = limits_of(spec.config)
         self._queue_max = spec.config.resolved_max_queue_size
         self._boot_budget = RestartBudget(self.policy.boots(self.num_workers))
         self._exec_budget = RestartBudget(self.policy.execs(self.num_workers))
@@ -213,10 +207,7 @@ class Pool:
         self.generations = Generations(self)
         self.upkeep = Upkeep(self)
         self._watch: CanaryWatch | None = None
-        quarantine = spec.config.quarantine
-        self.quarantine = Quarantine(
-            QuarantineLimits(quarantine.deaths, quarantine.within, quarantine.expiry)
-        )
+        self.quarantine = Quarantine(quarantine_limits(spec.config))
         #: Looked at for every exec, so it is the plain dictionary: empty while nothing is suspected.
         self._suspects = self.quarantine.suspects
         self._changed = trio.Event()
@@ -819,6 +810,18 @@ class Pool:
         """Retire one worker, an idle one if there is one; the last one always stays (then nothing happens)."""
         await self.generations.remove_worker()
 
+    def apply(self, config: PoolConfig) -> None:
+        """Take in a changed configuration. New workers follow it at once, present ones with the next reset."""
+        before = self.config
+        self.spec = replace(self.spec, config=config)
+        self.config = config
+        self.limits = limits_of(config)
+        self._queue_max = config.resolved_max_queue_size
+        if config.resolved_num_workers != before.resolved_num_workers:
+            self.num_workers = config.resolved_num_workers
+        self.quarantine.limits = quarantine_limits(config)
+        self.upkeep.apply(config)
+
     def watch_lanes(self, watch: CanaryWatch | None) -> None:
         """Let `watch` see every execution of every worker from now on; None: nobody."""
         self._watch = watch
@@ -1087,6 +1090,23 @@ class PoolSet:
 
     def __len__(self) -> int:
         return len(self._pools)
+
+
+def limits_of(config: PoolConfig) -> Limits:
+    """Return the limits of a worker as a pool's configuration has them."""
+    limits = config.supervisor
+    return Limits(
+        max_jobs=1 if config.debug else config.max_jobs,
+        ttl_seconds=limits.ttl,
+        idle_ttl_seconds=limits.idle_ttl,
+        memory_bytes=limits.max_worker_memory * 1024 * 1024,
+    )
+
+
+def quarantine_limits(config: PoolConfig) -> QuarantineLimits:
+    """Return when something is quarantined as a pool's configuration has it."""
+    keys = config.quarantine
+    return QuarantineLimits(keys.deaths, keys.within, keys.expiry)
 
 
 def payload_of(exec_: Exec) -> bytes:

@@ -53,7 +53,7 @@ class Quarantine:
     """The suspects of one pool."""
 
     def __init__(self, limits: QuarantineLimits) -> None:
-        self._limits = limits
+        self.limits = limits
         #: By fingerprint; empty while nothing is suspected.
         self.suspects: dict[str, Suspect] = {}
         self._labels: dict[str, int] = {}
@@ -64,7 +64,7 @@ class Quarantine:
 
     def died(self, now: float, label: str, body: bytes, cause: str) -> Suspect | None:
         """Note that a worker died over an execution; returns the suspect if that puts it in quarantine."""
-        limits = self._limits
+        limits = self.limits
         if not limits.deaths:
             return None
         self._expire(now)
@@ -122,7 +122,7 @@ class Quarantine:
         return sorted(found, key=lambda suspect: suspect.deaths[-1], reverse=True)
 
     def _expire(self, now: float) -> None:
-        window = self._limits.within_seconds
+        window = self.limits.within_seconds
         for key, suspect in list(self.suspects.items()):
             over = suspect.until <= now if suspect.until is not None else suspect.deaths[-1] <= now - window
             if over:

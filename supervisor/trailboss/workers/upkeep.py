@@ -21,6 +21,7 @@ from trailboss.workers.sampling import memory_bytes, workers_that_fit
 from trailboss.workers.worker import WorkerPhase
 
 if TYPE_CHECKING:
+    from trailboss.config.schema import PoolConfig
     from trailboss.workers.pool import Pool, Slot
 
 __all__ = ["Upkeep"]
@@ -39,30 +40,37 @@ class Upkeep:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        autoscale = pool.config.resolved_autoscale
-        self.controller: Controller | None = None
-        if autoscale is not None:
-            self.controller = Controller(
-                AutoscaleLimits(
-                    autoscale.min,
-                    autoscale.max,
-                    autoscale.target_queue_time,
-                    autoscale.up_step,
-                    autoscale.down_after,
-                )
-            )
+        self.controller = _controller(pool.config)
+        self._nursery: trio.Nursery | None = None
+        self._tasks: set[str] = set()
         self._queue_grew = trio.Event()
         self._held_back = ""
 
     def begin(self, nursery: trio.Nursery) -> None:
         """Start the tasks that this pool needs; they end with its nursery."""
-        if self._pool.debug:
+        self._nursery = nursery
+        self._start_tasks()
+
+    def _start_tasks(self) -> None:
+        pool, nursery = self._pool, self._nursery
+        if pool.debug or nursery is None:
             return
-        nursery.start_soon(self._recycle)
-        if self._pool.limits.memory_bytes:
-            nursery.start_soon(self._watch_memory)
-        if self.controller is not None:
-            nursery.start_soon(self._scale)
+        wanted = {
+            "recycle": True,
+            "memory": bool(pool.limits.memory_bytes),
+            "scale": self.controller is not None,
+        }
+        tasks = {"recycle": self._recycle, "memory": self._watch_memory, "scale": self._scale}
+        for name, task in tasks.items():
+            if wanted[name] and name not in self._tasks:
+                self._tasks.add(name)
+                nursery.start_soon(task)
+
+    def apply(self, config: PoolConfig) -> None:
+        """Take in a changed configuration of the pool."""
+        self.controller = _controller(config)
+        self._start_tasks()
+        self._queue_grew.set()
 
     # --- recycling ----------------------------------------------------------------------------------------------------
 
@@ -159,20 +167,21 @@ class Upkeep:
     async def _watch_memory(self) -> None:
         """Retire workers above max_worker_memory, in their turn and after what they run."""
         pool = self._pool
-        proportional = pool.config.supervisor.memory_measure == "pss"
-        while True:
+        while pool.limits.memory_bytes:
             await trio.sleep(self.MEMORY_SECONDS)
+            proportional = pool.config.supervisor.memory_measure == "pss"
             for slot in pool.slots:
                 worker = slot.worker
                 if worker is None or worker.phase is not WorkerPhase.READY or slot.due is not None:
                     continue
                 used = memory_bytes(worker.pid, proportional=proportional)
                 worker.note_memory(used)
-                if used > pool.limits.memory_bytes:
+                if 0 < pool.limits.memory_bytes < used:
                     log.info(
                         "worker above max_worker_memory", pid=worker.pid, pool=pool.name, memory_bytes=used
                     )
                     pool.due(worker, RetireCause.MEMORY)
+        self._tasks.discard("memory")
 
     def describe(self) -> dict[str, object] | None:
         """JSON values for `trailboss.State`; None for a pool of fixed size."""
@@ -192,9 +201,8 @@ class Upkeep:
         self._queue_grew.set()
 
     async def _scale(self) -> None:
-        pool, controller = self._pool, self.controller
-        assert controller is not None
-        while True:
+        pool = self._pool
+        while (controller := self.controller) is not None:
             now = trio.current_time()
             load = self._load(now)
             if pool.phase is PoolPhase.READY and not pool.generations.lock.locked():
@@ -207,8 +215,11 @@ class Upkeep:
                         )
                 await self._resize(load.wanted, wanted)
             self._queue_grew = trio.Event()
+            if self.controller is None:
+                break
             with trio.move_on_at(controller.next_look(trio.current_time(), self._load(trio.current_time()))):
                 await self._queue_grew.wait()
+        self._tasks.discard("scale")
 
     async def _resize(self, present: int, wanted: int) -> None:
         pool = self._pool
@@ -242,3 +253,13 @@ class Upkeep:
             oldest_wait_seconds=pool.oldest_wait_seconds(now),
             headroom=workers_that_fit([worker.pid for worker in pool.serving_workers()]) if may_grow else 0,
         )
+
+
+def _controller(config: PoolConfig) -> Controller | None:
+    """Return what decides about the size of a pool with this configuration; None: it is fixed."""
+    keys = config.resolved_autoscale
+    if keys is None:
+        return None
+    return Controller(
+        AutoscaleLimits(keys.min, keys.max, keys.target_queue_time, keys.up_step, keys.down_after)
+    )

@@ -304,6 +304,7 @@ class Worker(LaneOwner):
                     launch.environment,
                     wall=wall,
                     identity=launch.identity,
+                    directory=shop.directory or None,
                     stdin=launch.stdin,
                     files=launch.files,
                 )

@@ -95,6 +95,8 @@ class Workshop:
     #: RR_RPC of the workers; "" leaves it out (RPC off).
     rpc_address: str = ""
     hub: RelayHub | None = None
+    #: Working directory of every process, by name: a link in it is followed anew for each. "": the server's own.
+    directory: str = ""
     #: Spans of worker boots.
     telemetry: Telemetry = field(default_factory=Telemetry)
     boot_limiter: trio.CapacityLimiter = field(init=False)

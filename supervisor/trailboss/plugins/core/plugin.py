@@ -18,6 +18,7 @@ from trailboss.config.redact import redacted
 from trailboss.container.contract import Access, Caller, Layer, Plugin, RpcMethod, RpcRefused, Services, raw
 from trailboss.container.inspect import HttpInspector
 from trailboss.container.state import ServerState
+from trailboss.reloading import Reloader
 from trailboss.rpc.registry import Registry
 from trailboss.workers.deaths import Deaths
 from trailboss.workers.glance import describe_pools
@@ -89,6 +90,14 @@ class CorePlugin(Plugin):
                 doc="the last requests that were refused and what held the workers, oldest first",
             ),
             RpcMethod(
+                "trailboss.Reload",
+                self._reload,
+                Access.SENSITIVE,
+                plugin=core,
+                deadline_seconds=float("inf"),  # the pools' own limits count
+                doc="read the configuration again and replace all workers; says what was taken in and what failed",
+            ),
+            RpcMethod(
                 "trailboss.Quarantine",
                 self._quarantine,
                 plugin=core,
@@ -136,6 +145,11 @@ class CorePlugin(Plugin):
     def _refusals(self, _argument: object, _caller: Caller) -> dict[str, object]:
         inspector = self._known_services().find(HttpInspector)  # type: ignore[type-abstract]
         return (inspector.http_refusals(REFUSALS_MAX) if inspector is not None else {}) or dict(NO_REFUSALS)
+
+    async def _reload(self, _argument: object, caller: Caller) -> dict[str, object]:
+        reloader = self._known_services().get(Reloader)
+        report = await reloader.reload(f"asked for by {caller.role.value}, pid {caller.pid}")
+        return report.as_dict()
 
     def _quarantine(self, _argument: object, _caller: Caller) -> list[dict[str, object]]:
         rows = []

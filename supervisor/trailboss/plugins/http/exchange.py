@@ -157,10 +157,14 @@ class Exchange:
             underscores=config.headers.underscores == "allow", forms=not self.raw_body
         )
         self.upload_rules = UploadRules(config.uploads, owner)
-        self.internal_error_code = config.internal_error_code
-        self.retry = config.retry
         #: Errors are shown in the browser.
         self.dev = config.dev
+        self.follow(config)
+
+    def follow(self, config: HttpConfig) -> None:
+        """Take in what may change while requests are under way."""
+        self.internal_error_code = config.internal_error_code
+        self.retry = config.retry
         self.stop_on_disconnect = config.on_disconnect == "stop"
         self.stream_timeout = config.pool.stream_timeout
 

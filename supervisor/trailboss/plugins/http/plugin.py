@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from trailboss.config.schema import HttpConfig
-from trailboss.container.contract import Layer, Phase, Plugin, PluginFailed, Services
+from trailboss.config.changes import is_under
+from trailboss.config.schema import Config, HttpConfig
+from trailboss.container.contract import Change, Layer, Phase, Plugin, PluginFailed, Services
 from trailboss.container.inspect import HttpFigures, HttpInspector
 from trailboss.log import logger
 from trailboss.metrics import MetricSources
@@ -50,6 +51,21 @@ log = logger("http")
 MEGABYTE: Final = 1 << 20
 #: A kept connection on which nothing has happened for this long during the drain is closed.
 QUIET_SECONDS: Final = 0.25
+
+
+#: What changes while the server runs, beside `http.limits`; new connections follow it.
+_LIVE_KEYS: Final = frozenset(
+    {"http.max_request_size", "http.internal_error_code", "http.retry", "http.on_disconnect"}
+)
+#: Of `http.limits`, what belongs to accounts that are open.
+_MEMORY_KEYS: Final = (
+    "body_memory",
+    "body_memory_total",
+    "answer_memory",
+    "answer_memory_total",
+    "answer_file",
+    "answer_file_total",
+)
 
 
 class _PoolToCome:
@@ -120,6 +136,8 @@ class HttpPlugin(Plugin):
         passed_sockets: PassedSockets | None = None,
     ) -> None:
         self._config = config
+        #: What is in force of what a reload can change.
+        self._followed = config
         self._raw_body = raw_body
         self._owner = owner
         self._section = section
@@ -155,6 +173,27 @@ class HttpPlugin(Plugin):
     def _warmup_request(self, path: str) -> tuple[bytes, bytes, int]:
         assert self._exchange is not None  # made by `run`, which the container has waited for
         return warmup_payload(self._exchange, path)
+
+    def prepare_reload(self, config: Config, changed: frozenset[str]) -> Change | None:
+        """Take in the limits of connections and how failures are answered."""
+        front, exchange, new = self._front, self._exchange, config.http
+        if front is None or exchange is None or new is None:
+            return None
+        taken = {key for key in changed if key in _LIVE_KEYS or is_under(key, "http.limits")}
+        taken -= {f"http.limits.{name}" for name in _MEMORY_KEYS}
+        old_limits, old_config = front.limits, self._followed
+
+        def commit() -> None:
+            front.limits = Limits.of(new.limits, new.max_request_size)
+            exchange.follow(new)
+            self._followed = new
+
+        def revert(_pools: frozenset[str]) -> None:
+            front.limits = old_limits
+            exchange.follow(old_config)
+            self._followed = old_config
+
+        return Change(frozenset(taken), commit, revert)
 
     def attach_pool(self, pool: Pool) -> None:
         """Receive the pool; requests are handed to it from `open` on."""

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 
 import trio
 
-from trailboss.container.contract import Health, Layer, Plugin, Services
+from trailboss.config.changes import is_under
+from trailboss.config.schema import Config
+from trailboss.container.contract import Change, Health, Layer, Plugin, Services
 from trailboss.plugins.logs.system import LogSystem
 
 __all__ = ["LogsPlugin"]
@@ -41,6 +43,11 @@ class LogsPlugin(Plugin):
         task_status.started()
         await stopping.wait()
         await trio.to_thread.run_sync(self._system.flush, _FLUSH_SECONDS, abandon_on_cancel=True)
+
+    def prepare_reload(self, config: Config, changed: frozenset[str]) -> Change | None:
+        """Take over levels."""
+        taken = frozenset(key for key in changed if is_under(key, "logs") and key.endswith(".level"))
+        return Change(taken, lambda: self._system.relevel(config.logs))
 
     def health(self) -> Health:
         """Say whether every target takes what is logged."""

@@ -50,7 +50,7 @@ class LogTargetError(Exception):
     """A target of the log cannot be opened; the text names key, path and reason."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Channel:
     """How the records of one logger are treated."""
 
@@ -93,6 +93,13 @@ class LogSystem:
     def errors(self) -> tuple[str, ...]:
         """What is wrong with targets now."""
         return tuple(target.error for target in self._targets.values() if target.error)
+
+    def relevel(self, config: LogsConfig) -> None:
+        """Take over the levels of `config`; channels and targets stay what they are."""
+        self._root.level = LEVELS[config.level]
+        for name, channel in self._channels.items():
+            section = config.channels.get(name)
+            self._channels[name].level = LEVELS[inherit(config, section).level] if section else channel.level
 
     def channel(self, name: str) -> Channel:
         """Return the channel of a logger."""

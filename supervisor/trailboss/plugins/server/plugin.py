@@ -7,11 +7,14 @@ booted by the container afterwards (start-up step 6), on_init commands before th
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import trio
 
-from trailboss.config.schema import OnInitConfig, ServerConfig
-from trailboss.container.contract import CallerRole, Health, Plugin, Services
+from trailboss.config.changes import is_under
+from trailboss.config.rules import pools
+from trailboss.config.schema import Config, OnInitConfig, PoolConfig, ServerConfig
+from trailboss.container.contract import CallerRole, Change, Health, Plugin, Services
 from trailboss.log import logger
 from trailboss.reactor import Reactor
 from trailboss.workers.callers import Callers
@@ -26,6 +29,12 @@ from trailboss.workers.workshop import Workshop, resolve_command
 __all__ = ["OnInitFailed", "ServerPlugin"]
 
 log = logger("server")
+
+
+#: What of `server` the next worker follows; users and the relay are bound to what was set up at the start.
+_LIVE_KEYS = frozenset(
+    {"server.command", "server.env", "server.python", "server.stderr_line_max", "server.stderr_rate"}
+)
 
 
 class OnInitFailed(Exception):
@@ -48,6 +57,7 @@ class ServerPlugin(Plugin):
     ) -> None:
         self.config = config
         self._rpc_address = rpc_address
+        self._pools: list[Pool] = []
         self.guard = Guard()
         self.workshop = Workshop(reactor, config, self.guard, callers, deaths)
         self._reactor = reactor
@@ -95,7 +105,40 @@ class ServerPlugin(Plugin):
 
     def make_pool(self, spec: PoolSpec) -> Pool:
         """Build a pool for a plugin; it boots later."""
-        return Pool(spec, self.workshop)
+        pool = Pool(spec, self.workshop)
+        self._pools.append(pool)
+        return pool
+
+    def prepare_reload(self, config: Config, changed: frozenset[str]) -> Change | None:
+        """Take in how workers are started, and everything about pools but `debug`."""
+        sections = dict(pools(config))
+        taken = {key for key in changed if key.split(".env.")[0] in _LIVE_KEYS}
+        changes: list[tuple[Pool, PoolConfig, PoolConfig]] = []
+        for pool in self._pools:
+            name = f"{pool.name}.pool"
+            new = sections.get(name)
+            if new is not None and new.debug == pool.debug:
+                taken |= {key for key in changed if is_under(key, name)}
+                changes.append((pool, pool.config, new))
+        old_settings, new_settings = self.workshop.settings, self.config
+        if config.server is not None:
+            live = {
+                key.partition(".")[2]: getattr(config.server, key.partition(".")[2]) for key in _LIVE_KEYS
+            }
+            new_settings = replace(self.config, **live)
+
+        def commit() -> None:
+            self.workshop.settings = new_settings
+            for pool, _, new in changes:
+                pool.apply(new)
+
+        def revert(failed: frozenset[str]) -> None:
+            self.workshop.settings = old_settings
+            for pool, old, _ in changes:
+                if pool.name in failed:
+                    pool.apply(old)
+
+        return Change(frozenset(taken), commit, revert)
 
     @property
     def has_on_init(self) -> bool:

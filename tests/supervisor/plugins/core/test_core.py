@@ -101,6 +101,7 @@ async def test_the_methods_are_those_of_the_registry(nursery: trio.Nursery) -> N
         "trailboss.Methods",
         "trailboss.Quarantine",
         "trailboss.Refusals",
+        "trailboss.Reload",
         "trailboss.State",
         "trailboss.Workers",
     ]
