@@ -29,6 +29,7 @@ _COMMANDS = {
     "quarantine": "quarantine",
     "check": "check",
     "config": "config",
+    "systemd": "systemd",
 }
 _ALIASES = {"status": "state"}
 

@@ -1,0 +1,1 @@
+"""Units for systemd, made for one installation and its configuration."""
