@@ -20,14 +20,18 @@ def command() -> None:
 
 
 @command.command("unit")
-@click.option("--user", "for_user", is_flag=True, help="For systemctl --user; the default is a unit of the system.")
+@click.option(
+    "--user", "for_user", is_flag=True, help="For systemctl --user; the default is a unit of the system."
+)
 @click.option("--system", "for_system", is_flag=True, help="For the system's service manager (the default).")
 @click.option("--name", default="trailboss", show_default=True, metavar="NAME", help="Name of the unit.")
 @click.option(
     "--run-as", default="trailboss", show_default=True, metavar="USER", help="Whom the server runs as."
 )
 @click.option(
-    "--output", metavar="DIR", help="Write NAME.service, and a socket unit for each systemd: address, into DIR."
+    "--output",
+    metavar="DIR",
+    help="Write NAME.service, and a socket unit for each systemd: address, into DIR.",
 )
 @global_flags
 @click.pass_context
@@ -67,7 +71,9 @@ def unit(
             with open(path, "w", encoding="utf-8") as target:
                 target.write(text)
         except OSError as error:
-            raise CommandFailed(f"{path} cannot be written: {error.strerror}; choose another --output") from error
+            raise CommandFailed(
+                f"{path} cannot be written: {error.strerror}; choose another --output"
+            ) from error
         click.echo(path)
 
 

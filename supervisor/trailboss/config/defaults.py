@@ -293,6 +293,9 @@ a switch or a duration the default of the key then applies.
 `--dotenv FILE` (or `$DOTENV_PATH`, which wins) adds variables from a file of `NAME=value` lines before the configuration is
 read; variables that exist already are kept.
 
+`${credential:NAME}` is a credential of systemd (`LoadCredential=NAME:/path` in the unit): the content of the file NAME in
+`$CREDENTIALS_DIRECTORY`. Values that hold one are hidden wherever the configuration is shown.
+
 In `server.env` the YAML values `true` and `false` are passed as `1` and `0`, as RoadRunner does; put quotes around them to
 pass the words.
 

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from trailboss.config.tree import SecretText
+
 __all__ = ["HIDDEN", "redacted", "redacted_text"]
 
 HIDDEN: Final = "***"
@@ -74,6 +76,8 @@ def _shown(value: object) -> object:
         return redacted(value)
     if isinstance(value, list | tuple):
         return [_shown(item) for item in value]
+    if isinstance(value, SecretText):
+        return HIDDEN
     if isinstance(value, str):
         return redacted_text(value)
     return value

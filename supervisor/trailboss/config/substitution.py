@@ -1,5 +1,8 @@
 """Environment variables in texts: `${NAME}`, `$NAME`, `${NAME:-default}`, and `$$` for a dollar sign.
 
+`${credential:NAME}` is what systemd's LoadCredential= put into the file NAME of $CREDENTIALS_DIRECTORY, without a line feed
+at its end; a value that holds one is hidden wherever the configuration is shown.
+
 Every string scalar is expanded exactly once, wherever it stands (lists in maps, maps in lists, `-o` values): what a
 variable holds is never looked at again, so a password with a `$` arrives as it is. A default applies when the variable
 is unset or empty. A variable that is not set and has no default gives the empty text, as in RoadRunner, and is noted.
@@ -8,6 +11,7 @@ A `$` before anything else stays a `$`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -21,7 +25,10 @@ _REFERENCE: Final = re.compile(
     r"\$(?:(?P<dollar>\$)|\{(?P<braced>[^{}]*)\}|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<open>\{))"
 )
 _BRACED: Final = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>.*))?", re.DOTALL)
+_CREDENTIAL: Final = re.compile(r"credential:(?P<name>[A-Za-z0-9_-][A-Za-z0-9._-]*)")
 _CHARACTERS_MAX: Final = 8 << 20
+_SECRET_REFERENCE: Final = re.compile(r"(?<!\$)(?:\$\$)*\$\{credential:")
+_CREDENTIAL_BYTES_MAX: Final = 1 << 20
 _REMEDY: Final = "write ${NAME} or ${NAME:-default}, and $$ for a dollar sign"
 
 
@@ -49,9 +56,12 @@ def _value(match: re.Match[str], environ: Mapping[str, str], unset: list[str]) -
     default = None
     name = match["name"]
     if name is None:
+        credential = _CREDENTIAL.fullmatch(match["braced"])
+        if credential is not None:
+            return _credential(credential["name"], environ)
         braced = _BRACED.fullmatch(match["braced"])
         if braced is None:
-            raise ValueError("a ${...} that is neither ${NAME} nor ${NAME:-default}")
+            raise ValueError("a ${...} that is neither ${NAME}, ${NAME:-default} nor ${credential:NAME}")
         name, default = braced["name"], braced["default"]
     value = environ.get(name)
     if default is not None:
@@ -60,6 +70,31 @@ def _value(match: re.Match[str], environ: Mapping[str, str], unset: list[str]) -
         unset.append(name)
         return ""
     return value
+
+
+def _credential(name: str, environ: Mapping[str, str]) -> str:
+    """Return the content of a credential. Raises ValueError saying what is wrong."""
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        raise ValueError(
+            f"the credential {name} is wanted, but systemd passed none ($CREDENTIALS_DIRECTORY is not set); "
+            f"add LoadCredential={name}:/path to the unit"
+        )
+    try:
+        with open(os.path.join(folder, name), "rb") as file:
+            data = file.read(_CREDENTIAL_BYTES_MAX + 1)
+    except FileNotFoundError:
+        raise ValueError(
+            f"systemd passed no credential {name}; add LoadCredential={name}:/path to the unit"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"the credential {name} cannot be read: {error.strerror}") from None
+    if len(data) > _CREDENTIAL_BYTES_MAX:
+        raise ValueError(f"the credential {name} is larger than 1 MiB")
+    try:
+        return data.decode().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"the credential {name} is no UTF-8 text") from None
 
 
 def substitute(root: Node, environ: Mapping[str, str]) -> tuple[list[Problem], list[Problem]]:
@@ -85,6 +120,7 @@ def substitute(root: Node, environ: Mapping[str, str]) -> tuple[list[Problem], l
             )
             for name in unset
         )
+        node.is_secret = bool(_SECRET_REFERENCE.search(node.text))
         node.value = node.text = text
         node.substituted = True
         node.unset = unset

@@ -43,6 +43,12 @@ _FLOAT: Final = re.compile(
 Scalar = str | int | float | bool | None
 
 
+class SecretText(str):
+    """A text that is hidden wherever the configuration is shown."""
+
+    __slots__ = ()
+
+
 @dataclass(slots=True)
 class Node:
     """One value and its place."""
@@ -53,6 +59,8 @@ class Node:
     line: int = 0
     substituted: bool = False
     """Holds text of environment variables, so it is never quoted in a message."""
+    is_secret: bool = False
+    """Holds a credential, so it is never shown at all."""
     unset: tuple[str, ...] = ()
     """Variables named in it that are not set."""
 
@@ -89,6 +97,8 @@ def plain(node: Node) -> object:
         return {name: plain(child) for name, child in node.value.items()}
     if isinstance(node.value, list):
         return [plain(child) for child in node.value]
+    if node.is_secret and isinstance(node.value, str):
+        return SecretText(node.value)
     return node.value
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from trailboss.config.rules import pools
-from trailboss.config.schema import Config
+from trailboss.config.schema import Config, LogChannelConfig, LogsConfig
 from trailboss.config.values import parse_http_address
 
 __all__ = ["UnitFacts", "facts_of", "quote", "service_unit", "socket_unit"]
@@ -72,7 +72,8 @@ def facts_of(config: Config, program: str, *, name: str, user: str, for_user_man
         user="" if for_user_manager or users else user,
         for_user_manager=for_user_manager,
         stop_seconds=round(config.endure.grace_period) + STOP_MARGIN_SECONDS,
-        start_seconds=round(max(boots, default=0.0)) + START_MARGIN_SECONDS
+        start_seconds=round(max(boots, default=0.0))
+        + START_MARGIN_SECONDS
         + round(on_init.exec_timeout if on_init is not None else 0.0),
         binds_low_port=any(0 < port < _PRIVILEGED_PORTS for port in _ports(config)),
         changes_user=bool(users),
@@ -115,8 +116,10 @@ def _sockets(config: Config) -> Iterator[tuple[str, str]]:
 def _write_paths(config: Config) -> Iterator[str]:
     """Folders that the server itself writes to, outside of its own."""
     folder = config.source.working_directory
-    sections = [config.logs, *config.logs.channels.values()]
-    files = [name for section in sections for name in (section.output or ()) if name not in ("stdout", "stderr")]
+    sections: list[LogsConfig | LogChannelConfig] = [config.logs, *config.logs.channels.values()]
+    files = [
+        name for section in sections for name in (section.output or ()) if name not in ("stdout", "stderr")
+    ]
     files += [
         section.file_logger_options.log_output
         for section in sections
@@ -196,7 +199,14 @@ def _hardening(facts: UnitFacts) -> Iterator[str]:
     if facts.binds_low_port:
         capabilities.append("CAP_NET_BIND_SERVICE")
     if facts.changes_user:
-        capabilities += ["CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER"]
+        capabilities += [
+            "CAP_SETUID",
+            "CAP_SETGID",
+            "CAP_KILL",
+            "CAP_CHOWN",
+            "CAP_DAC_OVERRIDE",
+            "CAP_FOWNER",
+        ]
     yield "# What is not needed is not there. `systemd-analyze security` shows the effect."
     yield "NoNewPrivileges=yes"
     yield f"CapabilityBoundingSet={' '.join(capabilities)}"
@@ -210,7 +220,11 @@ def _hardening(facts: UnitFacts) -> Iterator[str]:
     yield "DevicePolicy=closed"
     if not capabilities:  # capabilities would be worth nothing outside of a user namespace
         yield "PrivateUsers=yes"
-    yield "ProtectProc=invisible" if not facts.changes_user else "# Workers of other users are watched: no ProtectProc="
+    yield (
+        "ProtectProc=invisible"
+        if not facts.changes_user
+        else "# Workers of other users are watched: no ProtectProc="
+    )
     yield "ProtectClock=yes"
     yield "ProtectHostname=yes"
     yield "ProtectKernelLogs=yes"
