@@ -95,5 +95,7 @@ def test_check_tries_the_files(folder: Folder) -> None:
 
 def test_our_own_worker_is_always_there(folder: Folder) -> None:
     """trailboss-worker need not be in PATH: the server knows where it is."""
-    text = 'version: "3"\nserver: {command: [trailboss-worker, wsgi, "a:b"]}\nhttp: {address: "127.0.0.1:0"}\n'
+    text = (
+        'version: "3"\nserver: {command: [trailboss-worker, wsgi, "a:b"]}\nhttp: {address: "127.0.0.1:0"}\n'
+    )
     assert check(folder.load(text, environ={"PATH": "/nonexistent"})) == []
