@@ -240,7 +240,7 @@ def test_the_page_is_well_formed_and_says_what_there_is() -> None:
     """Tags are balanced, ids unique, nothing comes from elsewhere; every figure is there as text."""
     text = " ".join(" ".join(checked(page_of(SNAPSHOT)).text).split())
     parts = """degraded: jobs|1 234 /s|0.71 ms|1.5 s|Requests, last 10 s|GET /shop|31 MB|1 d 1 h|Fatal error|503 queue full|
-    exit code 255: no such file Next try in 4 s.|held by 3 busy workers|and 50 more like this|not a request|no collector|
+    exit code 255: no such file · next try in 4 s|held by 3 busy workers|and 50 more like this|not a request|no collector|
     waits for otel|no broker|emails|paused"""
     for part in map(str.strip, parts.split("|")):
         assert part in text, part
