@@ -235,3 +235,21 @@ def test_errors_of_php_in_the_browser(tmp_path: Path) -> None:
         status, page = ask(port, "/die", b"x", 1)
         assert status == 502, server.stderr
         assert "<h1>502: worker died</h1>" in page.decode()
+
+
+def test_a_websocket_is_refused(tmp_path: Path) -> None:
+    """An ASGI application never sees the opening of a websocket; the client learns why; the connection goes on."""
+    words = ("--asgi", "python_apps:digest_asgi", "--chdir", str(PROGRAMS), "--workers", "1")
+    with serving(tmp_path, *words) as (_, port):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_SECONDS)
+        opening = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "dGhlIHNhbXBsZQ=="}
+        connection.request("GET", "/ws", headers={**opening, "Sec-WebSocket-Version": "13"})
+        response = connection.getresponse()
+        assert response.status == 501
+        assert response.headers["trailboss-reason"] == "websockets are not available"
+        assert response.read() == b"websockets are not available\n"
+        connection.request("GET", "/")
+        response = connection.getresponse()
+        assert response.status == 200
+        response.read()
+        connection.close()

@@ -28,6 +28,7 @@ from trailboss.plugins.http.front_figures import http_families
 from trailboss.plugins.http.limits import Limits
 from trailboss.plugins.http.listen import AddressError, Listener, bind_all, expect_passed
 from trailboss.plugins.http.middleware.chain import build_chain
+from trailboss.plugins.http.python_apps import without_websockets
 from trailboss.plugins.http.redirect import redirect_plain
 from trailboss.plugins.http.refusals import Refusals
 from trailboss.plugins.http.spool import Spool
@@ -100,7 +101,7 @@ class _Later:
 class HttpPlugin(Plugin):
     """The web server.
 
-    `raw_body`: the workers parse forms themselves. `owner`: whom uploaded files are given to. `section`: looks up a
+    `gateway`: wsgi or asgi where the workers run a Python application. `owner`: whom uploaded files are given to. `section`: looks up a
     section of the configuration that a third party has declared. `logs_info`: whether info records go anywhere.
     """
 
@@ -111,7 +112,7 @@ class HttpPlugin(Plugin):
         self,
         config: HttpConfig,
         *,
-        raw_body: bool | None = None,
+        gateway: str = "",
         owner: Owner | None = None,
         section: Callable[[str, type], object] | None = None,
         logs_info: Callable[[], bool] = lambda: True,
@@ -119,7 +120,7 @@ class HttpPlugin(Plugin):
         passed_sockets: PassedSockets | None = None,
     ) -> None:
         self._config = config
-        self._raw_body = raw_body
+        self._gateway = gateway
         self._owner = owner
         self._section = section
         self._logs_info = logs_info
@@ -137,9 +138,8 @@ class HttpPlugin(Plugin):
         """The pool of the workers that answer requests."""
         from trailboss.workers.workshop import PoolSpec
 
-        ours = self._raw_body is True  # what wants bodies as they were sent whatever the file says
         variables = {"TRAILBOSS_DEV": "1"} if self._config.dev else {}
-        return (PoolSpec("http", "http", self._config.pool, variables, takes_files=ours),)
+        return (PoolSpec("http", "http", self._config.pool, variables, takes_files=self._gateway != ""),)
 
     def attach_pool(self, pool: Pool) -> None:
         """Receive the pool; requests are handed to it from `open` on."""
@@ -163,11 +163,14 @@ class HttpPlugin(Plugin):
         config = self._config
         later = _Later(reactor)
         refusals = Refusals(lambda: reactor.now)
+        # Frameworks in Python parse forms themselves.
+        raw_body = True if self._gateway else None
         exchange = self._exchange = Exchange(
-            _PoolToCome(), config, reactor, owner=self._owner, raw_body=self._raw_body, refusals=refusals
+            _PoolToCome(), config, reactor, owner=self._owner, raw_body=raw_body, refusals=refusals
         )
+        innermost = without_websockets(exchange, refusals) if self._gateway == "asgi" else exchange
         try:
-            handler = build_chain(config, self._middleware_services(reactor, services, later), exchange)
+            handler = build_chain(config, self._middleware_services(reactor, services, later), innermost)
         except MiddlewareError as error:
             raise PluginFailed(self.name, Phase.STARTING, str(error)) from error
         try:
