@@ -79,6 +79,8 @@ RECEIVE_BYTES: Final = 64 * 1024
 READ_AHEAD_BYTES: Final = 64 * 1024
 #: Frames handled before others on the data plane may get their turn.
 FRAMES_PER_LOOK: Final = 16
+#: A longer one may have been a head that took milliseconds.
+LONG_FRAME_BYTES: Final = 2048
 #: Bytes of frames that wait for the kernel, above which no more are made and nothing is read; and below which both go on.
 OUT_BYTES_HIGH: Final = 256 * 1024
 OUT_BYTES_LOW: Final = 64 * 1024
@@ -318,7 +320,7 @@ class H2Connection:
                             handle(self, event)
                 position += size
                 count += 1
-                if count % FRAMES_PER_LOOK == 0 and reactor.late:
+                if (size > LONG_FRAME_BYTES or count % FRAMES_PER_LOOK == 0) and reactor.late:
                     self._work_due = True
                     reactor.call_soon(self._work_on)
                     break
