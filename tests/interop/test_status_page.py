@@ -110,7 +110,9 @@ def test_the_page_in_a_browser(serve: Serve, browser: Browser, tmp_path: Path) -
         figures = browser.until("document.getElementById('figures').innerText")
         assert "Latency" in figures
         assert "median" in figures
-        browser.until("!!document.querySelector('.spark .line')")  # two pictures are there: a line can be drawn
+        browser.until(
+            "!!document.querySelector('.spark .line')"
+        )  # two pictures are there: a line can be drawn
         assert browser.ask("document.querySelectorAll('#pools .slot.busy').length") >= 1
         assert browser.ask("document.title").startswith("ready: Trailboss on ")
         logs = browser.until(
