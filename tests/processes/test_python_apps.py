@@ -43,6 +43,16 @@ def ask(port: int, path: str = "/", body: object = None, length: int = 0) -> tup
         connection.close()
 
 
+def ask_with(port: int, headers: dict[str, str], path: str = "/") -> object:
+    """The JSON that a GET with these headers is answered with."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_SECONDS)
+    try:
+        connection.request("GET", path, headers=headers)
+        return json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+
+
 def peak_kilobytes(pid: int) -> int:
     """The most memory a process has ever had."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -253,3 +263,21 @@ def test_a_websocket_is_refused(tmp_path: Path) -> None:
         assert response.status == 200
         response.read()
         connection.close()
+
+
+@pytest.mark.parametrize("kind", ["wsgi", "asgi"])
+@pytest.mark.parametrize("trusted", ["127.0.0.0/8", "10.0.0.0/8"], ids=["trusted", "not trusted"])
+def test_behind_a_proxy(tmp_path: Path, kind: str, trusted: str) -> None:
+    """Address and scheme are the client's where the proxy is trusted, else the peer's; the prefix is the mount point."""
+    port = free_port()
+    command = f"trailboss-worker {kind} python_apps:origin_{kind} --chdir {PROGRAMS} --root-path /shop"
+    (tmp_path / ".rr.yaml").write_text(
+        f'version: "3"\nrpc: {{enabled: false}}\nserver: {{command: "{command}"}}\n'
+        f"http: {{address: '127.0.0.1:{port}', middleware: [proxy_ip_parser], trusted_subnets: ['{trusted}'], "
+        "pool: {num_workers: 1}}\n"
+    )
+    said = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https", "Host": "shop.example.org"}
+    believed = ["203.0.113.9", "https"] if trusted.startswith("127.") else ["127.0.0.1", "http"]
+    path = "/a" if kind == "wsgi" else "/shop/a"
+    with live(tmp_path, "", "serve"):
+        assert ask_with(port, said, "/shop/a") == [*believed, "shop.example.org", "/shop", path]
