@@ -42,6 +42,9 @@ class Begun(Protocol):
     def begin(self) -> None:
         """Look at what came along with the handshake; there is no readiness event for it."""
 
+    def close(self) -> None:
+        """End the connection now."""
+
 
 class MakeConnection(Protocol):
     """Makes a connection of one protocol, which takes over the socket."""
@@ -188,9 +191,17 @@ class Handshake:
         sock = TlsSocket(self._sock, channel, self._reactor)
         local, host, port = self._peer
         make = self._entrance.protocols.get(channel.alpn, Connection)
-        connection = make(front, sock, local, host, port, scheme="https")
+        try:
+            connection = make(front, sock, local, host, port, scheme="https")
+        except Exception:
+            sock.close()
+            raise
         if sock.has_input:
-            connection.begin()
+            try:
+                connection.begin()
+            except Exception:  # the reactor contains what happens at its own events
+                connection.close()
+                raise
 
     def _answer_in_http(self) -> None:
         self._step_aside()

@@ -20,13 +20,13 @@ from trailboss.container.inspect import HttpFigures, HttpInspector
 from trailboss.log import logger
 from trailboss.metrics import MetricSources
 from trailboss.plugins.http.activation import PassedSockets
-from trailboss.plugins.http.certificates import LOOK_SECONDS, CertificateError, Certificates
+from trailboss.plugins.http.certificates import LOOK_SECONDS, CertificateError, Certificates, utc_day
 from trailboss.plugins.http.contract import LineSink, MiddlewareError, MiddlewareServices
 from trailboss.plugins.http.exchange import Exchange
 from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.front_figures import http_families
 from trailboss.plugins.http.limits import Limits
-from trailboss.plugins.http.listen import AddressError, Listener, bind_all, expect_passed
+from trailboss.plugins.http.listen import HANDSHAKE_SECONDS, AddressError, Listener, bind_all, expect_passed
 from trailboss.plugins.http.middleware.chain import build_chain
 from trailboss.plugins.http.python_apps import without_websockets
 from trailboss.plugins.http.redirect import redirect_plain
@@ -300,8 +300,15 @@ class HttpPlugin(Plugin):
             self._front.draining = True
             self._front.on_progress = self._on_progress
         for listener in self._listeners:
+            listener.turn_away()
             listener.accept_waiting()
-        self._close_listeners()
+        try:
+            if self._listeners:
+                await trio.sleep(HANDSHAKE_SECONDS)
+        finally:
+            for listener in self._listeners:
+                listener.accept_waiting()
+            self._close_listeners()
 
     async def drain(self) -> None:
         """Return when no request is under way and every kept connection has been quiet for a moment.
@@ -369,7 +376,12 @@ class HttpPlugin(Plugin):
     def _tls_detail(self, handshakes_failed: int) -> Mapping[str, object]:
         if self._certificates is None:
             return {}
-        return {"handshakes_failed": handshakes_failed, "certificate_reloads": self._certificates.reloads}
+        return {
+            "tls_addresses": [listener.address for listener in self._listeners if listener.speaks_tls],
+            "handshakes_failed": handshakes_failed,
+            "certificate_expires": utc_day(self._certificates.expires),
+            "certificate_reloads": self._certificates.reloads,
+        }
 
     @property
     def addresses(self) -> tuple[str, ...]:
