@@ -281,3 +281,18 @@ def test_behind_a_proxy(tmp_path: Path, kind: str, trusted: str) -> None:
     path = "/a" if kind == "wsgi" else "/shop/a"
     with live(tmp_path, "", "serve"):
         assert ask_with(port, said, "/shop/a") == [*believed, "shop.example.org", "/shop", path]
+
+
+def test_a_large_body_goes_to_another_worker(tmp_path: Path) -> None:
+    """A GET whose worker died while it read its body from a file is given to another one, with all of the body."""
+    body = os.urandom(3 * MEGABYTE)
+    words = ("--wsgi", "python_apps:dying_wsgi", "--chdir", str(PROGRAMS), "--workers", "2")
+    with serving(tmp_path, *words, env={"MARKER": str(tmp_path / "died")}) as (server, port):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_SECONDS)
+        connection.request("GET", "/", body)
+        response = connection.getresponse()
+        said = json.loads(response.read())
+        connection.close()
+        assert said["size"] == len(body)
+        assert said["digest"] == hashlib.md5(body).hexdigest()
+        assert server.stderr.count("worker died") == 1

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 
 def peak_kilobytes():
@@ -71,3 +72,13 @@ async def origin_asgi(scope, receive, send):
     seen = [scope["client"][0], scope["scheme"], host, scope["root_path"], scope["path"]]
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": json.dumps(seen).encode()})
+
+
+def dying_wsgi(environ, start_response):
+    """Die in the middle of the first body, read the next one whole."""
+    marker = os.environ["MARKER"]
+    if not os.path.exists(marker):
+        environ["wsgi.input"].read(1 << 16)
+        open(marker, "x").close()
+        os._exit(3)
+    return digest_wsgi(environ, start_response)
