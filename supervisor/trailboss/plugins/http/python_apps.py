@@ -35,13 +35,13 @@ def without_websockets(handler: Handler, refusals: Refusals | None = None) -> Ha
     """Answer whoever asks for a websocket with 501; everything else goes to `handler`."""
 
     def handle(request: Request, responder: Responder) -> None:
-        for name, value in request.headers:
-            if len(name) == 7 and name.lower() == b"upgrade" and b"websocket" in value.lower():
-                if refusals is not None:
-                    refusals.add(501, NO_WEBSOCKETS, request.method, request.path, "")
-                responder.fail(501, NO_WEBSOCKETS)
-                return
-        handler(request, responder)
+        wanted = request.header(b"upgrade")
+        if wanted is None or b"websocket" not in wanted.lower():
+            handler(request, responder)
+            return
+        if refusals is not None:
+            refusals.add(501, NO_WEBSOCKETS, request.method, request.path, "")
+        responder.fail(501, NO_WEBSOCKETS)
 
     return handle
 
