@@ -4,9 +4,8 @@ The library h2 speaks the protocol; around it stand a gate for what comes in (`F
 (`h2_head`), and a `Stream` for each request. Frames are given to h2 one at a time, so nothing that came before a broken
 one is lost, and a client with thousands of small ones waits its turn like everybody else.
 
-What goes out is written once a batch, whatever the number of streams that had something to say. Bodies that do not fit
-into the client's windows or the kernel's buffer wait in their streams; those that may send stand in a row and get one
-frame each in turn. While too much is unsent nothing is read, so a client that only asks cannot fill our memory.
+This file is what comes in, and the life of the connection; `h2_sending` is what goes out. While too much is unsent nothing
+is read, so a client that only asks cannot fill our memory.
 
 A stream that breaks the rules is reset and the others go on; a connection that does gets GOAWAY. At the stop GOAWAY says
 first that we are about to go, and a moment later which requests were still taken.
@@ -229,7 +228,7 @@ class H2Connection(SendingHalf):
         if gate.head_since is not None:
             self._arm(gate.head_since + self.front.limits.head_timeout_seconds)
         if self._client_leaves and not self._streams:
-            self._leave()
+            self._leave_soon()
 
     def _look_at_stray(self, frame: bytes | bytearray) -> bytes | bytearray:
         """Look at a frame that belongs to no open stream. Raises Violation."""
