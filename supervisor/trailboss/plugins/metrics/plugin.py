@@ -19,7 +19,7 @@ from trailboss.config.values import parse_address
 from trailboss.container.contract import Caller, Layer, Plugin, RpcMethod, RpcRefused, Services
 from trailboss.figures import Histogram
 from trailboss.log import logger
-from trailboss.metrics import CollectorSpec, Exposition, Family, MetricSources, ScrapePage, gauge
+from trailboss.metrics import CollectorSpec, Exposition, Family, MetricSources, ScrapePage, counter, gauge
 from trailboss.plugins.metrics.collectors import CollectorError, Collectors
 from trailboss.plugins.metrics.exposition import Scrapes
 from trailboss.reactor import Reactor
@@ -170,16 +170,15 @@ class MetricsPlugin(Plugin):
         yield gauge(
             "trailboss_metrics_samples", "Lines of a scrape that are theirs.", self.collectors.samples
         )
-        yield Family(
+        yield counter(
             "trailboss_metrics_refused_total",
-            "counter",
             "Calls of applications that met a limit: max_series, max_samples, or the length of a label's value.",
-            gauge("", "", self.collectors.refused).samples,
+            self.collectors.refused,
         )
-        yield gauge(
-            "trailboss_metrics_incomplete",
-            "1 where figures are missing from scrapes; the log says why.",
-            min(1, failures),
+        yield counter(
+            "trailboss_metrics_failures_total",
+            "Figures that were missing from scrapes; the log says why.",
+            failures,
         )
 
     def _answer(self, request: SmallRequest, reply: Callable[[SmallAnswer], None]) -> None:

@@ -234,7 +234,7 @@ async def test_a_source_that_fails_costs_its_own_figures() -> None:
             await bench.get()
 
     assert b"\nafter 1\n" in body
-    assert b"\ntrailboss_metrics_incomplete 1\n" in body
+    assert b"\ntrailboss_metrics_failures_total 1\n" in body
     assert [record["event"] for record in logs].count("figures are missing from a scrape") == 1
 
 
