@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, Protocol
 
+from trailboss.certificates import Certificates
 from trailboss.log import logger
-from trailboss.plugins.http.certificates import Certificates
 from trailboss.plugins.http.connection import Connection
 from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.limits import LINGER_SECONDS

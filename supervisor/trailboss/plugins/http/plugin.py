@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from trailboss.certificates import LOOK_SECONDS, CertificateError, Certificates, utc_day
 from trailboss.config.schema import HttpConfig
 from trailboss.container.contract import Layer, Phase, Plugin, PluginFailed, Services
 from trailboss.container.inspect import HttpFigures, HttpInspector
 from trailboss.log import logger
 from trailboss.metrics import MetricSources
 from trailboss.plugins.http.activation import PassedSockets
-from trailboss.plugins.http.certificates import LOOK_SECONDS, CertificateError, Certificates, utc_day
 from trailboss.plugins.http.contract import LineSink, MiddlewareError, MiddlewareServices
 from trailboss.plugins.http.exchange import Exchange
 from trailboss.plugins.http.front import Front
@@ -344,6 +344,7 @@ class HttpPlugin(Plugin):
             "requests": counters.requests,
             "refused": counters.refusals,
             "timeouts": counters.timeouts,
+            "floods": front.http2.floods,
             **self._tls_detail(counters.handshakes_failed),
             "body_memory_bytes": front.spool.memory_bytes,
             "body_files": front.spool.files,

@@ -12,8 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 from tls_files import TlsFiles, make_pair
 
+from trailboss.certificates import CertificateError, Certificates, judge_files, load_context
 from trailboss.config.schema import HttpSslConfig
-from trailboss.plugins.http.certificates import CertificateError, Certificates, judge_files, load_context
 
 
 def config_of(folder: Path, **keys: str) -> HttpSslConfig:

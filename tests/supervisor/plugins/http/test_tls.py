@@ -13,8 +13,8 @@ import pytest
 from front_bench import Bench, MakeBench
 from tls_files import TlsFiles, make_pair
 
+from trailboss.certificates import Certificates, load_context
 from trailboss.config.schema import HttpSslConfig
-from trailboss.plugins.http.certificates import Certificates, load_context
 from trailboss.plugins.http.connection import Connection
 from trailboss.plugins.http.front import Member
 from trailboss.plugins.http.handshake import Handshake, TlsEntrance
