@@ -78,15 +78,14 @@ static int is_new(struct seen *seen, uint32_t hash)
 /* Compares with a text of lower-case letters, digits and hyphens, in which bit 5 is always set. */
 static int is_word(struct text text, const char *word)
 {
-    if (strlen(word) != text.size) {
-        return 0;
-    }
-    for (size_t index = 0; index < text.size; index++) {
+    size_t index = 0;
+
+    for (; index < text.size && word[index] != '\0'; index++) {
         if ((text.at[index] | 0x20u) != (uint8_t)word[index] || text.at[index] < 0x20u) {
             return 0;
         }
     }
-    return 1;
+    return index == text.size && word[index] == '\0';
 }
 
 static int is_one_of(struct text text, const char *const *words, size_t count)

@@ -168,7 +168,7 @@ def _http(config: Config, logs: LogSystem, passed_sockets: PassedSockets | None)
     if http is None:
         return None
     from trailboss.plugins.http.plugin import HttpPlugin
-    from trailboss.plugins.http.python_apps import wants_raw_body
+    from trailboss.plugins.http.python_apps import gateway_of
     from trailboss.plugins.http.uploads import Owner
 
     server = config.server
@@ -181,8 +181,7 @@ def _http(config: Config, logs: LogSystem, passed_sockets: PassedSockets | None)
     logs_info = channel.level <= LEVELS["info"] and bool(channel.outputs)
     return HttpPlugin(
         http,
-        # Frameworks in Python parse forms themselves.
-        raw_body=True if wants_raw_body(command) else None,
+        gateway=gateway_of(command),
         owner=Owner(identity.uid, identity.gid) if identity is not None else None,
         section=config.extension,
         logs_info=lambda: logs_info,

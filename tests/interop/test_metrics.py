@@ -329,7 +329,7 @@ def test_scrapes_while_workers_die(site: Site) -> None:
         while time.monotonic() < deadline:
             text = site.scrape()
             scrapes += 1
-            assert "trailboss_metrics_incomplete 0\n" in text
+            assert "trailboss_metrics_failures_total 0\n" in text
             for family in parse_text(text):
                 for sample in family.samples:
                     if family.type in ("counter", "histogram") and not sample.name.endswith("_sum"):

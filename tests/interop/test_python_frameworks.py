@@ -533,3 +533,32 @@ def test_an_import_error_is_the_start_error(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "ModuleNotFoundError: No module named 'a_module_that_nobody_has'" in done.stderr + done.stdout
+
+
+FAILING = {
+    "flask": "import flask\napp = flask.Flask('a')\n@app.get('/')\ndef view():\n    raise LookupError('<b>lost</b>')\n",
+    "fastapi": "import fastapi\napp = fastapi.FastAPI()\n@app.get('/')\ndef view():\n    raise LookupError('<b>lost</b>')\n",
+    "starlette": (
+        "from starlette.applications import Starlette\nfrom starlette.routing import Route\n"
+        "async def view(request):\n    raise LookupError('<b>lost</b>')\napp = Starlette(routes=[Route('/', view)])\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("framework", FAILING)
+def test_errors_in_the_browser(tmp_path: Path, framework: str) -> None:
+    """With --dev an error that the framework would keep to itself is shown with the view it was raised in."""
+    if importlib.util.find_spec(framework) is None:
+        pytest.skip(f"needs {framework}")
+    (tmp_path / "failing.py").write_text(FAILING[framework])
+    port = free_port()
+    words = ("serve", "--wsgi" if framework == "flask" else "--asgi", "failing:app", "--dev")
+    with live(tmp_path, "", *words, "--bind", f"127.0.0.1:{port}", "-o", "rpc.enabled=false") as server:
+        server.application_fails = True
+        browser = Browser(port)
+        answer = browser.ask("/")
+        browser.close()
+        assert answer.status == 500
+        assert "<h1>LookupError: &lt;b&gt;lost&lt;/b&gt;</h1>" in answer.text
+        assert "failing.py<span>, line" in answer.text
+        assert "in</span> view" in answer.text

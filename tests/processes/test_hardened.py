@@ -112,9 +112,13 @@ def test_it_serves_reloads_and_stops(confined: Confined, request: pytest.Fixture
     confined.process.send_signal(signal.SIGHUP)
     for _ in range(50):
         assert confined.get("/")[0] == 200
+    assert confined.process.stderr is not None
+    said = ""
+    while "reload done" not in said:
+        line = confined.process.stderr.readline().decode()
+        assert line, said
+        said += line
     confined.process.send_signal(signal.SIGTERM)
     assert confined.process.wait(60) == 0
-    assert confined.process.stderr is not None
-    said = confined.process.stderr.read().decode()
-    assert "reload done" in said
+    said += confined.process.stderr.read().decode()
     assert "Operation not permitted" not in said

@@ -43,6 +43,16 @@ def ask(port: int, path: str = "/", body: object = None, length: int = 0) -> tup
         connection.close()
 
 
+def ask_with(port: int, headers: dict[str, str], path: str = "/") -> object:
+    """The JSON that a GET with these headers is answered with."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_SECONDS)
+    try:
+        connection.request("GET", path, headers=headers)
+        return json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+
+
 def peak_kilobytes(pid: int) -> int:
     """The most memory a process has ever had."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -235,3 +245,54 @@ def test_errors_of_php_in_the_browser(tmp_path: Path) -> None:
         status, page = ask(port, "/die", b"x", 1)
         assert status == 502, server.stderr
         assert "<h1>502: worker died</h1>" in page.decode()
+
+
+def test_a_websocket_is_refused(tmp_path: Path) -> None:
+    """An ASGI application never sees the opening of a websocket; the client learns why; the connection goes on."""
+    words = ("--asgi", "python_apps:digest_asgi", "--chdir", str(PROGRAMS), "--workers", "1")
+    with serving(tmp_path, *words) as (_, port):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_SECONDS)
+        opening = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "dGhlIHNhbXBsZQ=="}
+        connection.request("GET", "/ws", headers={**opening, "Sec-WebSocket-Version": "13"})
+        response = connection.getresponse()
+        assert response.status == 501
+        assert response.headers["trailboss-reason"] == "websockets are not available"
+        assert response.read() == b"websockets are not available\n"
+        connection.request("GET", "/")
+        response = connection.getresponse()
+        assert response.status == 200
+        response.read()
+        connection.close()
+
+
+@pytest.mark.parametrize("kind", ["wsgi", "asgi"])
+@pytest.mark.parametrize("trusted", ["127.0.0.0/8", "10.0.0.0/8"], ids=["trusted", "not trusted"])
+def test_behind_a_proxy(tmp_path: Path, kind: str, trusted: str) -> None:
+    """Address and scheme are the client's where the proxy is trusted, else the peer's; the prefix is the mount point."""
+    port = free_port()
+    command = f"trailboss-worker {kind} python_apps:origin_{kind} --chdir {PROGRAMS} --root-path /shop"
+    (tmp_path / ".rr.yaml").write_text(
+        f'version: "3"\nrpc: {{enabled: false}}\nserver: {{command: "{command}"}}\n'
+        f"http: {{address: '127.0.0.1:{port}', middleware: [proxy_ip_parser], trusted_subnets: ['{trusted}'], "
+        "pool: {num_workers: 1}}\n"
+    )
+    said = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https", "Host": "shop.example.org"}
+    believed = ["203.0.113.9", "https"] if trusted.startswith("127.") else ["127.0.0.1", "http"]
+    path = "/a" if kind == "wsgi" else "/shop/a"
+    with live(tmp_path, "", "serve"):
+        assert ask_with(port, said, "/shop/a") == [*believed, "shop.example.org", "/shop", path]
+
+
+def test_a_large_body_goes_to_another_worker(tmp_path: Path) -> None:
+    """A GET whose worker died while it read its body from a file is given to another one, with all of the body."""
+    body = os.urandom(3 * MEGABYTE)
+    words = ("--wsgi", "python_apps:dying_wsgi", "--chdir", str(PROGRAMS), "--workers", "2")
+    with serving(tmp_path, *words, env={"MARKER": str(tmp_path / "died")}) as (server, port):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_SECONDS)
+        connection.request("GET", "/", body)
+        response = connection.getresponse()
+        said = json.loads(response.read())
+        connection.close()
+        assert said["size"] == len(body)
+        assert said["digest"] == hashlib.md5(body).hexdigest()
+        assert server.stderr.count("worker died") == 1

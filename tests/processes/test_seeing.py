@@ -251,6 +251,29 @@ def test_what_a_dying_worker_says_is_text(site: Site) -> None:
     assert shown["refusals"]["last"][0]["reason"] == "worker died"
 
 
+def test_a_pool_without_workers_says_why_and_when(site: Site) -> None:
+    """Workers that cannot start any more: page, events and refusals say what they died of and when it is tried again."""
+    pids = site.pids()
+    (site.folder / "app.py").rename(site.folder / "gone.py")
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+    def degraded() -> dict[str, Any] | None:
+        (pool,) = event(site.port)["pools"]
+        return pool if pool["phase"] == "degraded" else None
+
+    pool = until(degraded, "the pool is degraded")
+    assert "No module named 'app'" in pool["last_failure"]
+    waiting = [worker for worker in pool["workers"] if worker["state"] == "waiting"]
+    assert waiting
+    assert all(worker["pid"] == 0 and worker["next_try_seconds"] >= 0 for worker in waiting)
+    assert site.ask("/") == 503
+    told = site.command("why", "--http").stdout
+    assert "503 no workers: GET /" in told
+    assert "No module named &#x27;app&#x27;" in site.status("/")
+    (site.folder / "gone.py").rename(site.folder / "app.py")
+
+
 def test_events_have_rates_and_latencies(site: Site) -> None:
     """Under load the figures are those of the last seconds; what a worker does is there with its age."""
     ended = threading.Event()

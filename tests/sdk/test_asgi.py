@@ -218,6 +218,20 @@ def test_background_tasks_go_on_beside_the_next_request(start, app_log):
     assert app_log.read_text() == "background done\n"
 
 
+@pytest.mark.parametrize("way", ["timer", "thread", "descriptor", "executor"])
+def test_an_idle_worker_hears_of_everything_else(start, app_log, way):
+    """Between two requests timers, threads, descriptors and executors of the application are served as ever."""
+    worker = start()
+    for _ in range(3):
+        assert ask(worker, f"{HOST}/hello").body == b"hello"
+    assert ask(worker, f"{HOST}/later/{way}").body == b"answered"
+    pathlib.Path(f"{app_log}.go").touch()
+    wait_log(app_log, f"{way}\n")
+    assert ask(worker, f"{HOST}/hello").body == b"hello"
+    worker.signal(signal.SIGTERM)
+    assert worker.exit_code() == 0
+
+
 def test_early_hints(start):
     """They are an interim answer before the real one."""
     answer = ask(start(), f"{HOST}/hint")

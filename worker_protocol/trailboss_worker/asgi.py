@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import sys
 from collections import deque
@@ -161,6 +162,40 @@ class AsyncRelay(Relay):
                 self._drained = None
 
 
+class LoopWait:
+    """Waits for the next request in the loop's place, where the loop has nothing else to wait for.
+
+    A turn of asyncio's loop costs as much as the rest of a short request. When nothing is ready, no timer runs and nobody
+    but us has a descriptor in its selector, all that can happen is a request, or something that writes into the loop's own
+    wake-up socket: a signal, another thread. So both are waited for here, and the loop gets its turn for anything but a
+    request. A loop that is not asyncio's own, or in debug mode, is always asked itself.
+    """
+
+    __slots__ = ("_fd", "_loop", "_map", "_poll", "_ready", "_scheduled")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        self._loop: Any = loop
+        self._fd = fd
+        self._ready = getattr(loop, "_ready", None)
+        self._scheduled = getattr(loop, "_scheduled", None)
+        selector, wake = getattr(loop, "_selector", None), getattr(loop, "_ssock", None)
+        own = self._ready is not None and self._scheduled is not None and hasattr(loop, "_stopping")
+        self._poll: select.poll | None = None
+        if own and selector is not None and wake is not None and not loop.get_debug():
+            self._map = selector.get_map()
+            self._poll = select.poll()
+            self._poll.register(fd, select.POLLIN)
+            self._poll.register(wake.fileno(), select.POLLIN)
+
+    def for_requests_alone(self) -> bool:
+        """Wait until a request, or the end of the relay, can be read; False where the loop has to have its turn first."""
+        poll = self._poll
+        if poll is None or self._ready or self._scheduled or len(self._map) != 2 or self._loop._stopping:
+            return False
+        ready = poll.poll()
+        return len(ready) == 1 and ready[0][0] == self._fd
+
+
 class Gateway:
     """Takes requests from the line and starts a task for each."""
 
@@ -183,6 +218,8 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self._failure: BaseException | None = None
+        self._loop = asyncio.get_running_loop()
+        self._waits = LoopWait(self._loop, line.fileno())
 
     async def serve(self) -> None:
         """Answer requests until the line ends. Raises RemoteProtocolError when the server speaks another protocol."""
@@ -212,6 +249,8 @@ class Gateway:
     def _on_readable(self) -> None:
         if self._current is None:
             self._take()
+            while self._current is None and self._waits.for_requests_alone():
+                self._take()
             return
         try:
             wanted = self._line.listen()
@@ -244,7 +283,7 @@ class Gateway:
         self._current = exchange = self.exchanges(
             self, self._line, self._relay, self._contexts, scope, body, flags
         )
-        task = _start_task(self._run(exchange, scope))
+        task = _start_task(self._run(exchange, scope), self._loop)
         if not task.done():
             exchange.task = task
             self._tasks.add(task)
@@ -564,13 +603,12 @@ class ShowingExchange(Exchange):
             self._finish(self._context(), body, self._dialect)
 
 
-def _start_task(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+def _start_task(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
     """A task that has begun already: an application that never waits is done before this returns.
 
     That is two turns of the loop fewer for a plain answer. It is a task like any other all the same, also during its
     first step, so timeouts, cancel scopes and whatever else asks for the current task work in there.
     """
-    loop = asyncio.get_running_loop()
     if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=loop, eager_start=True)
     # Before Python 3.12 a task asks the loop for its first step: what it asks for is done at once instead.

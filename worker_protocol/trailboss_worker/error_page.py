@@ -25,7 +25,7 @@ _STYLE = """
 main{max-width:60rem;margin:0 auto;padding:2rem 1.25rem}h1{margin:.25rem 0 0;font-size:1.5rem;color:var(--red);overflow-wrap:anywhere}
 p{margin:.25rem 0;color:var(--faint);overflow-wrap:anywhere}pre{margin:0;padding:.75rem;overflow-x:auto;background:var(--code);border-radius:.5rem;font:13px/1.5 ui-monospace,monospace}
 section{margin:1.25rem 0;border-top:1px solid var(--line);padding-top:1rem}section p{color:var(--text);margin-bottom:.5rem}
-section p span{color:var(--faint)}mark{display:block;background:var(--mark);color:inherit}details{margin:1.5rem 0}summary{cursor:pointer}
+p span,summary span{color:var(--faint)}mark{display:block;background:var(--mark);color:inherit}summary{cursor:pointer;overflow-wrap:anywhere}details pre{margin-top:.5rem}
 footer{border-top:1px solid var(--line);margin-top:2rem;padding-top:1rem;color:var(--faint);font-size:.875rem}
 """
 _FOOTER = (
@@ -94,8 +94,16 @@ def _frame(place: Place) -> str:
         if source:
             text = escape(f"{number:5}  {source.rstrip()}")
             lines.append(f"<mark>{text}</mark>" if number == place.line else f"{text}\n")
-    head = f"<p>{escape(place.file)}<span>, line {place.line}, in</span> {escape(place.function)}</p>"
-    return head + (f"<pre>{''.join(lines)}</pre>" if lines else "")
+    head = f"{escape(place.file)}<span>, line {place.line}, in</span> {escape(place.function)}"
+    source_text = f"<pre>{''.join(lines)}</pre>" if lines else ""
+    if _is_library(place.file):
+        return f"<details><summary>{head}</summary>{source_text}</details>"
+    return f"<p>{head}</p>{source_text}"
+
+
+def _is_library(file: str) -> bool:
+    """Whether a file is somebody else's, so that its source is of no interest at first."""
+    return "/site-packages/" in file or file.startswith((f"{os.path.dirname(os.__file__)}/", "<"))
 
 
 def _pre(text: str) -> str:

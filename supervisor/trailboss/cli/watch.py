@@ -222,8 +222,7 @@ class View:
         doing = clean(worker.get("doing") or "")
         next_try = worker.get("next_try_seconds")
         if isinstance(next_try, int | float):
-            failure = self.pools[self.chosen].get("last_failure") or "it did not start"
-            doing = f"next try in {next_try:.0f} s: {clean(failure)}"
+            doing = f"next try in {next_try:.0f} s"
         known = [
             f"{number(worker.get('executions')):.0f}",
             megabytes(worker.get("memory_bytes")),
@@ -241,8 +240,10 @@ class View:
     def _message(self, now: float) -> Text:
         from rich.text import Text
 
-        shown = self.message if now < self.message_until else ""
-        return Text(shown, self.message_style, no_wrap=True, overflow="ellipsis")
+        if now < self.message_until:
+            return Text(self.message, self.message_style, no_wrap=True, overflow="ellipsis")
+        failure = clean(self.pools[self.chosen].get("last_failure") or "") if self.pools else ""
+        return Text(failure, "red", no_wrap=True, overflow="ellipsis")
 
     @staticmethod
     def _help() -> Text:

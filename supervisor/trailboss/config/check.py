@@ -125,7 +125,7 @@ def _http(config: Config) -> Iterator[Problem]:
 
 
 def _ssl(config: Config, ssl: HttpSslConfig) -> Iterator[Problem]:
-    from trailboss.plugins.http.certificates import CertificateError, judge_files
+    from trailboss.certificates import CertificateError, judge_files
 
     folder = config.source.working_directory
     try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 
 def peak_kilobytes():
@@ -54,3 +55,30 @@ async def failing_asgi(scope, receive, send):
         await send({"type": "http.response.body", "body": b"the framework's own page"})
     if scope["path"] != "/handled":
         raise ValueError(scope["query_string"].decode())
+
+
+def origin_wsgi(environ, start_response):
+    """Where the request came from."""
+    start_response("200 OK", [])
+    names = ("REMOTE_ADDR", "wsgi.url_scheme", "HTTP_HOST", "SCRIPT_NAME", "PATH_INFO")
+    return [json.dumps([environ[name] for name in names]).encode()]
+
+
+async def origin_asgi(scope, receive, send):
+    """Where the request came from."""
+    if scope["type"] != "http":
+        return
+    host = dict(scope["headers"])[b"host"].decode()
+    seen = [scope["client"][0], scope["scheme"], host, scope["root_path"], scope["path"]]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": json.dumps(seen).encode()})
+
+
+def dying_wsgi(environ, start_response):
+    """Die in the middle of the first body, read the next one whole."""
+    marker = os.environ["MARKER"]
+    if not os.path.exists(marker):
+        environ["wsgi.input"].read(1 << 16)
+        open(marker, "x").close()
+        os._exit(3)
+    return digest_wsgi(environ, start_response)

@@ -10,9 +10,12 @@ import json
 import os
 import sys
 import tempfile
+import threading
+import time
 
 LOG = os.environ.get("APP_LOG", os.devnull)
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
+kept = []
 variable = contextvars.ContextVar("variable", default="unset")
 
 
@@ -44,6 +47,44 @@ async def show(scope, receive, send):
     log((await receive())["type"])
 
 
+def later(way):
+    """Log something by a way of its own once the test says so, long after the request."""
+    loop = asyncio.get_running_loop()
+    if way == "timer":
+        kept.append(loop.create_task(_log_at_go()))
+        return
+    read_fd, write_fd = os.pipe()
+
+    def when_readable():
+        loop.remove_reader(read_fd)
+        os.close(read_fd)
+        log("descriptor")
+
+    def wait():
+        while not os.path.exists(LOG + ".go"):
+            time.sleep(0.005)
+        if way == "thread":
+            loop.call_soon_threadsafe(log, "thread")
+        os.close(write_fd)
+
+    if way == "descriptor":
+        loop.add_reader(read_fd, when_readable)
+    if way == "executor":
+        kept.append(loop.create_task(_log_after(loop.run_in_executor(None, wait))))
+    else:
+        threading.Thread(target=wait).start()
+
+
+async def _log_at_go():
+    await go()
+    log("timer")
+
+
+async def _log_after(future):
+    await future
+    log("executor")
+
+
 async def go():
     while not os.path.exists(LOG + ".go"):  # noqa: ASYNC110, ASYNC240 - the test makes the file
         await asyncio.sleep(0.005)
@@ -57,6 +98,10 @@ async def paths(scope, receive, send):
     if path == "/hello":
         await send(START)
         await send({"type": "http.response.body", "body": b"hello"})
+    elif path.startswith("/later/"):
+        await send(START)
+        await send(body(b"answered"))
+        later(path.rpartition("/")[2])
     elif path == "/task":
         task = asyncio.current_task()
         late = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trailboss.cli.jobs import dead_row, read_headers
 from trailboss.cli.output import clean, human_age, human_bytes, table_text
 from trailboss.cli.state import headline, plugin_row, pool_row
-from trailboss.cli.why import explain
+from trailboss.cli.why import explain, explain_refusal, refusals_in_all
 from trailboss.cli.workers import job_rows, worker_rows
 
 NOW = 1_795_520_487.0
@@ -139,3 +139,40 @@ def test_dead_letter_row() -> None:
         5,
         "died",
     ]
+
+
+def test_a_refusal_is_explained_on_lines_of_its_own() -> None:
+    """Reason, request, queue, who held the workers, how many more; what a client has sent cannot draw on the terminal."""
+    row = {
+        "at": "2026-11-24T15:00:00.000+00:00",
+        "status": 503,
+        "reason": "queue full",
+        "detail": "7 executions wait",
+        "method": "GET",
+        "path": "/a\x1b[2J\nb",
+        "queued": 7,
+        "held_by": [{"pid": 12, "doing": "POST /slow", "since_seconds": 8.25}],
+        "held_by_left_out": 3,
+        "more": 41,
+    }
+    head, *rest = explain_refusal(row).split("\n")
+    assert head.endswith("  503 queue full: GET /a?[2J?b")
+    assert rest == [
+        "  7 executions wait",
+        "  7 waited in the queue",
+        "  the workers were busy with:",
+        "    POST /slow  for 8.25 s  (pid 12)",
+        "    and 3 more",
+        "  41 more like this within the same second",
+    ]
+    assert explain_refusal({"at": "x", "status": 400, "reason": "bad"}) == (
+        "x  400 bad: a request that was not understood"
+    )
+
+
+def test_refusals_are_summed_up() -> None:
+    """By status and reason; many kinds are not all listed."""
+    counts = [{"status": 400, "reason": f"r{number}", "count": 20 - number} for number in range(10)]
+    line = refusals_in_all({"total": 155, "counts": counts})
+    assert line.startswith("since the start 155 refused: 20 x 400 r0, 19 x 400 r1, ")
+    assert line.endswith(", 13 x 400 r7, 2 other reasons")

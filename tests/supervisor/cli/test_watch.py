@@ -132,6 +132,18 @@ def test_a_lost_server_and_messages_are_said() -> None:
     assert "pool0 has new workers" not in drawn(view, now=6.1)[-2]
 
 
+def test_a_pool_without_workers_says_why() -> None:
+    """Slots that wait for their next try, and above the keys what the last one died of."""
+    view = View()
+    broken = answer(pools=1, workers=1)
+    broken["pools"][0].update(phase="degraded", last_failure="exit code 255: no such file")
+    broken["pools"][0]["workers"][0].update(state="waiting", pid=0, next_try_seconds=4.6)
+    view.take(broken, (), 1.0)
+    lines = drawn(view)
+    assert lines[6].split() == ["-", "✕", "waiting", "next", "try", "in", "5", "s"]
+    assert lines[-2].strip() == "exit code 255: no such file"
+
+
 @pytest.mark.parametrize(
     ("data", "keys"),
     [

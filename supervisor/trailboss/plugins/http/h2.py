@@ -4,9 +4,8 @@ The library h2 speaks the protocol; around it stand a gate for what comes in (`F
 (`h2_head`), and a `Stream` for each request. Frames are given to h2 one at a time, so nothing that came before a broken
 one is lost, and a client with thousands of small ones waits its turn like everybody else.
 
-What goes out is written once a batch, whatever the number of streams that had something to say. Bodies that do not fit
-into the client's windows or the kernel's buffer wait in their streams; those that may send stand in a row and get one
-frame each in turn. While too much is unsent nothing is read, so a client that only asks cannot fill our memory.
+This file is what comes in, and the life of the connection; `h2_sending` is what goes out. While too much is unsent nothing
+is read, so a client that only asks cannot fill our memory.
 
 A stream that breaks the rules is reset and the others go on; a connection that does gets GOAWAY. At the stop GOAWAY says
 first that we are about to go, and a moment later which requests were still taken.
@@ -14,17 +13,11 @@ first that we are about to go, and a moment later which requests were still take
 
 from __future__ import annotations
 
-import fcntl
-import os
 import socket
 import struct
-import termios
-from collections import deque
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from h2.config import H2Configuration
-from h2.connection import H2Connection as Library
 from h2.errors import ErrorCodes
 from h2.events import (
     DataReceived,
@@ -37,7 +30,6 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.exceptions import ProtocolError
-from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 
 from trailboss.log import logger
@@ -47,28 +39,20 @@ from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.h1 import Refusal
 from trailboss.plugins.http.h2_gate import (
     DATA,
-    EARNED_BY_ANSWER,
-    EARNED_BY_DATA,
-    EARNING_BYTES,
     GOAWAY,
     HEADERS,
     PRICE_LATE,
     PRICE_REFUSED,
     SETTINGS,
-    FrameGate,
     Violation,
     known_settings,
 )
 from trailboss.plugins.http.h2_head import Malformed, answer_fields, check_trailers, read_head
-from trailboss.plugins.http.h2_hpack import RememberingDecoder, RememberingEncoder
+from trailboss.plugins.http.h2_sending import SendingHalf
 from trailboss.plugins.http.h2_stream import Stream
 from trailboss.plugins.http.limits import LINGER_SECONDS, Waiting, deadline
 from trailboss.plugins.http.message import EMPTY_BODY
 from trailboss.plugins.http.tls import TlsSocket
-from trailboss.plugins.http.unsent import FilePart, Kept, Unsent
-
-if TYPE_CHECKING:
-    from trailboss.plugins.http.message import HeaderList
 
 __all__ = ["H2Connection"]
 
@@ -79,20 +63,8 @@ RECEIVE_BYTES: Final = 64 * 1024
 READ_AHEAD_BYTES: Final = 64 * 1024
 #: Frames handled before others on the data plane may get their turn.
 FRAMES_PER_LOOK: Final = 16
-#: Bytes of frames that wait for the kernel, above which no more are made and nothing is read; and below which both go on.
-OUT_BYTES_HIGH: Final = 256 * 1024
-OUT_BYTES_LOW: Final = 64 * 1024
-#: Bytes of an answer that wait in its stream, below which its source may go on.
-UNSENT_BYTES_LOW: Final = 64 * 1024
-#: Bytes of a file that wait in its stream, above which its source shall pause.
-FILE_BYTES_HIGH: Final = 256 * 1024
-#: The longest DATA frame we make, whatever a client would take; a row of streams gets on evenly.
-DATA_BYTES_MAX: Final = 64 * 1024
-#: Batches of frames written in one turn.
-FLUSHES_PER_TURN: Final = 4
-#: What a client may send of a body before it has to wait for us; a body is put away at once.
-STREAM_WINDOW: Final = 1 << 20
-CONNECTION_WINDOW: Final = 4 << 20
+#: A longer one may have been a head that took milliseconds.
+LONG_FRAME_BYTES: Final = 2048
 HEADER_TABLE_BYTES: Final = 4096
 LAST_STREAM: Final = (1 << 31) - 1
 #: How long a client has to hear that no more requests are wanted.
@@ -100,67 +72,31 @@ NOTICE_SECONDS: Final = 0.2
 #: The same complaint is logged once in this time.
 COMPLAINT_SECONDS: Final = 60.0
 
-_CONFIGURATION: Final = H2Configuration(
-    client_side=False,
-    header_encoding=None,
-    # h2 would end the connection over a request that is wrong; `h2_head` checks the same and refuses that request.
-    validate_inbound_headers=False,
-    normalize_inbound_headers=False,
-    validate_outbound_headers=False,
-    normalize_outbound_headers=False,
-)
-_UNLIMITED: Final = 1 << 20
 #: close() then resets the connection.
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
-class _Protocol(Library):
-    """The library with a memory for closed streams that fits a connection that lives for days."""
-
-    MAX_CLOSED_STREAMS = 1024
-
-
-class H2Connection:
+class H2Connection(SendingHalf):
     """A client's connection; made with a connected, non-blocking socket or TLS object once HTTP/2 is agreed on."""
 
     __slots__ = (
         "__weakref__",
-        "_blocked_since",
         "_buffer",
-        "_choked",
         "_client_leaves",
-        "_closing",
         "_deadline",
-        "_departing",
-        "_fd",
-        "_flush_due",
-        "_gate",
         "_goodbye",
         "_last_stream",
         "_notice_at",
         "_opened_at",
-        "_out",
-        "_out_size",
         "_paused",
-        "_pending",
         "_preface_left",
-        "_protocol",
-        "_queued",
-        "_reactor",
         "_remote_addr",
         "_remote_port",
-        "_row",
         "_scheme",
         "_settled",
         "_since",
-        "_sock",
-        "_stalled_since",
-        "_streams",
         "_streams_max",
         "_work_due",
-        "_working",
-        "closed",
-        "front",
     )
 
     def __init__(
@@ -174,40 +110,22 @@ class H2Connection:
         received: bytes = b"",
     ) -> None:
         """`received`: what was read of it already."""
-        self.front = front
-        self.closed = False
-        self._reactor = front.reactor
-        self._sock = sock
-        self._fd = sock.fileno()
+        super().__init__(front, sock)
         self._remote_addr = remote_addr
         self._remote_port = remote_port
         self._scheme = scheme
         now = front.reactor.now
         self._opened_at = self._since = now
-        self._gate = FrameGate(front.limits.head_bytes, now)
         self._buffer = bytearray(received)
         self._preface_left = len(PREFACE)
-        self._streams: dict[int, Stream] = {}
         self._streams_max = front.http2.max_concurrent_streams
-        #: Streams that have something to send and, as far as is known, a window for it.
-        self._row: deque[Stream] = deque()
-        self._out: deque[memoryview] = deque()
-        self._out_size = 0
-        self._pending = 0  # bytes of bodies that h2 has and we have not taken out of it
-        self._stalled_since = 0.0
-        self._queued = 0
-        #: Since when nothing can be sent for lack of a window of the connection.
-        self._blocked_since: float | None = None
-        self._paused = self._choked = False
-        self._work_due = self._flush_due = self._working = False
+        self._paused = self._work_due = False
         self._settled = False  # the client has acknowledged our settings
         self._client_leaves = False
-        self._closing = self._departing = False
         self._notice_at: float | None = None
         self._goodbye = False
         self._last_stream = LAST_STREAM
         self._deadline: _Deadline | None = None
-        self._protocol = self._begin_protocol(front)
         self._reactor.register(self._fd, self._on_readable, self._on_writable, self._on_error)
         front.connections.add(self)
         self._arm(now + front.limits.head_timeout_seconds)
@@ -218,25 +136,6 @@ class H2Connection:
     def begin(self) -> None:
         """Look at what has arrived already."""
         self._on_readable()
-
-    def _begin_protocol(self, front: Front) -> _Protocol:
-        protocol = _Protocol(_CONFIGURATION)
-        limits = front.limits
-        values = {
-            SettingCodes.MAX_CONCURRENT_STREAMS: self._streams_max,
-            SettingCodes.MAX_HEADER_LIST_SIZE: limits.head_bytes,
-            SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-        }
-        protocol.local_settings = Settings(client=False, initial_values=values)
-        protocol.initiate_connection()
-        # h2 would end the connection over a stream too many; we refuse that stream.
-        values[SettingCodes.MAX_CONCURRENT_STREAMS] = _UNLIMITED
-        protocol.local_settings = Settings(client=False, initial_values=values)
-        # A head that is somewhat too long is read and answered with 431.
-        protocol.decoder = RememberingDecoder(2 * limits.head_bytes)
-        protocol.encoder = RememberingEncoder()
-        protocol.increment_flow_control_window(CONNECTION_WINDOW - 65_535)
-        return protocol
 
     # --- in -----------------------------------------------------------------------------------------------------------
 
@@ -258,6 +157,11 @@ class H2Connection:
             if not self._work_due:
                 self._work()
             self._mind_reading()
+
+    def _read_again(self) -> None:
+        if not self._work_due:
+            self._work()
+        self._mind_reading()
 
     def _mind_reading(self) -> None:
         """Read while there is room for what comes in, and for the answers to it."""
@@ -284,11 +188,8 @@ class H2Connection:
             self._end_badly(violation.code, violation.reason)
         except ProtocolError as error:
             self._end_badly(error.error_code, str(error) or type(error).__name__, told=True)
-        except (
-            Exception
-        ) as error:  # the boundary of the library: a surprise costs this connection and no other
-            self._complain("an HTTP/2 connection failed", error)
-            self._end_badly(ErrorCodes.INTERNAL_ERROR, "internal error")
+        except Exception as error:  # the boundary of the library: costs this connection and no other
+            self._fail(error)
         finally:
             self._working = False
         self.flush()
@@ -318,7 +219,7 @@ class H2Connection:
                             handle(self, event)
                 position += size
                 count += 1
-                if count % FRAMES_PER_LOOK == 0 and reactor.late:
+                if (size > LONG_FRAME_BYTES or count % FRAMES_PER_LOOK == 0) and reactor.late:
                     self._work_due = True
                     reactor.call_soon(self._work_on)
                     break
@@ -327,7 +228,7 @@ class H2Connection:
         if gate.head_since is not None:
             self._arm(gate.head_since + self.front.limits.head_timeout_seconds)
         if self._client_leaves and not self._streams:
-            self._leave()
+            self._leave_soon()
 
     def _look_at_stray(self, frame: bytes | bytearray) -> bytes | bytearray:
         """Look at a frame that belongs to no open stream. Raises Violation."""
@@ -543,11 +444,6 @@ class H2Connection:
             if self._goodbye or self._client_leaves:
                 self._leave_soon()
 
-    def _sent_all(self, stream: Stream) -> None:
-        """The end of its answer has gone to h2."""
-        self._gate.earn(EARNED_BY_ANSWER)
-        self._forget(stream)
-
     # --- the end of the connection ------------------------------------------------------------------------------------
 
     def _end_badly(self, code: ErrorCodes, reason: str, *, told: bool = False) -> None:
@@ -569,6 +465,10 @@ class H2Connection:
         for stream in list(self._streams.values()):
             self._lose(stream)
         self._leave_soon()
+
+    def _fail(self, error: Exception) -> None:
+        self._complain("an HTTP/2 connection failed", error)
+        self._end_badly(ErrorCodes.INTERNAL_ERROR, "internal error")
 
     def _complain(self, event: str, reason: object) -> None:
         http2, now = self.front.http2, self._reactor.now
@@ -635,11 +535,6 @@ class H2Connection:
         """Whether everything is sent and only the client's departure is waited for."""
         return self._closing and not self._out and not self._streams
 
-    @property
-    def unsent_bytes(self) -> int:
-        """Bytes of frames that are made and not sent."""
-        return self._out_size + self._pending
-
     def cut(self) -> None:
         """End the connection with a reset."""
         if not self.closed:
@@ -680,256 +575,6 @@ class H2Connection:
     def _on_error(self, error: BaseException) -> None:
         self.close()
 
-    # --- out ----------------------------------------------------------------------------------------------------------
-
-    def date(self) -> bytes:
-        """Return the value of the Date header."""
-        front = self.front
-        if self._reactor.now >= front.date_until:
-            front.refresh_date()
-        return front.date_line[6:-2]
-
-    def send_head(self, stream: Stream, fields: HeaderList, *, end: bool) -> None:
-        """Stream: send an interim answer, a head, or, with `end`, an answer without a body."""
-        if self._closing or stream.id not in self._streams:
-            return
-        self._protocol.send_headers(stream.id, fields, end_stream=end)
-        if end:
-            self._sent_all(stream)
-        self._flush_soon()
-
-    def send_body(self, stream: Stream, data: bytes, *, whole: bool) -> Kept:
-        """Stream: send a part of a body, or keep what has to wait. `whole`: nothing comes behind it."""
-        if self._closing or stream.id not in self._streams:
-            return Kept.KEPT
-        unsent = stream.unsent
-        rest: bytes | memoryview = data
-        if unsent is None or not unsent.size:
-            sent = self._send_now(stream, data)
-            if sent == len(data):
-                return Kept.KEPT
-            if sent:
-                rest = memoryview(data)[sent:]
-        if unsent is None:
-            unsent = stream.unsent = Unsent(self.front.answers)
-        kept = unsent.keep(rest, whole=whole)
-        if kept is Kept.LOST:
-            self.front.answers.complain(self._reactor.now, unsent.reason)
-        else:
-            self._queue(stream)
-        return kept
-
-    def _send_now(self, stream: Stream, data: bytes) -> int:
-        """Send what the windows and the kernel take at once; returns how much that is."""
-        self._flush_soon()
-        protocol, number = self._protocol, stream.id
-        size = len(data)
-        sent = 0
-        while sent < size and self._out_size + self._pending < OUT_BYTES_HIGH:
-            count = min(
-                size - sent,
-                protocol.local_flow_control_window(number),
-                protocol.max_outbound_frame_size,
-                DATA_BYTES_MAX,
-            )
-            if count <= 0:
-                break
-            piece = data if count == size else memoryview(data)[sent : sent + count]
-            sent += count
-            end = sent == size and stream.all_said
-            protocol.send_data(number, piece, end_stream=end)
-            self._pending += count
-            if count >= EARNING_BYTES:
-                self._gate.earn(EARNED_BY_DATA)
-            if end:
-                self._sent_all(stream)
-        return sent
-
-    def send_file(self, stream: Stream, fd: int, offset: int, count: int) -> None:
-        """Stream: send a part of a file in its turn; closes `fd` in the end."""
-        if self._closing or stream.id not in self._streams:
-            os.close(fd)
-            return
-        if stream.unsent is None:
-            stream.unsent = Unsent(self.front.answers)
-        stream.unsent.add_file(fd, offset, count)
-        if stream.unsent.size > FILE_BYTES_HIGH:
-            stream.wants_more = False
-        self._queue(stream)
-
-    def send_end(self, stream: Stream) -> None:
-        """Stream: its answer is complete; its end follows what waits."""
-        if self._closing or stream.id not in self._streams:
-            return
-        if stream.unsent is None or not stream.unsent.size:
-            self._end_stream(stream)
-            self._flush_soon()
-
-    def _end_stream(self, stream: Stream) -> None:
-        if stream.trailers:
-            self._protocol.send_headers(stream.id, stream.trailers, end_stream=True)
-        else:
-            self._protocol.end_stream(stream.id)
-        self._sent_all(stream)
-
-    def _queue(self, stream: Stream) -> None:
-        """Let it have its turns."""
-        stream.blocked_since = None
-        if not stream.queued:
-            stream.queued = True
-            self._row.append(stream)
-        self._flush_soon()
-
-    def _flush_soon(self) -> None:
-        if not self._flush_due and not self._working and not self.closed:
-            self._flush_due = True
-            self._reactor.call_soon(self._flush_now)
-
-    def _flush_now(self) -> None:
-        self._flush_due = False
-        self.flush()
-
-    def flush(self) -> None:
-        """Write what there is, as far as windows and kernel take it, within a bound."""
-        for _ in range(FLUSHES_PER_TURN):
-            if self.closed:
-                return
-            if self._row and not self._closing:
-                self._pump()
-            data = self._take_from_library()
-            if data:
-                self._write(data)
-            if not self._row or self._out or self.closed or self._blocked_since is not None:
-                break
-        else:
-            self._flush_soon()
-        if self._closing and not self._out and not self._streams:
-            self._leave()
-
-    def _take_from_library(self) -> bytes:
-        self._pending = 0
-        return self._protocol.data_to_send()
-
-    def _pump(self) -> None:
-        """One frame for each stream in the row, round and round, until enough waits for the kernel."""
-        row, protocol = self._row, self._protocol
-        now = self._reactor.now
-        while row and self._out_size + self._pending < OUT_BYTES_HIGH:
-            if protocol.outbound_flow_control_window <= 0:
-                if self._blocked_since is None:
-                    self._blocked_since = now
-                    self._arm(now + self.front.limits.write_timeout_seconds)
-                return
-            stream = row.popleft()
-            stream.queued = False
-            window = protocol.local_flow_control_window(stream.id)
-            if window <= 0:
-                stream.blocked_since = now
-                self._arm(now + self.front.limits.write_timeout_seconds)
-                continue
-            self._send_piece(stream, min(window, protocol.max_outbound_frame_size, DATA_BYTES_MAX))
-
-    def _send_piece(self, stream: Stream, size: int) -> None:
-        unsent = stream.unsent
-        assert unsent is not None
-        item = unsent.first
-        if isinstance(item, FilePart):
-            try:
-                piece = os.pread(item.fd, min(size, item.count), item.offset)
-            except OSError:
-                piece = b""
-            if not piece:
-                log.error("a file became shorter while it was sent, the stream is cut")
-                self._cut_short(stream)
-                return
-        else:
-            piece = bytes(item[:size])
-        unsent.sent(len(piece))
-        ends = not unsent.size and stream.all_said
-        self._protocol.send_data(stream.id, piece, end_stream=ends and not stream.trailers)
-        self._pending += len(piece)
-        if len(piece) >= EARNING_BYTES:
-            self._gate.earn(EARNED_BY_DATA)
-        if ends:
-            if stream.trailers:
-                self._end_stream(stream)
-            else:
-                self._sent_all(stream)
-            return
-        if unsent.size:
-            stream.queued = True
-            self._row.append(stream)
-        if not stream.wants_more and unsent.size < UNSENT_BYTES_LOW:
-            self._reactor.call_soon(stream.tell_ready)
-
-    def _cut_short(self, stream: Stream) -> None:
-        """Cut off a stream whose answer cannot be completed; whoever works on it is told."""
-        self.reset(stream, ErrorCodes.INTERNAL_ERROR)
-        if not stream.finished:
-            stream.finished = True
-            self._reactor.call_soon(stream.tell_gone)
-            self.answered(stream)
-
-    def _write(self, data: bytes) -> None:
-        """Give bytes to the kernel, or keep what it does not take now."""
-        if self._out:
-            self._keep_out(data)
-            return
-        try:
-            sent = self._sock.send(data)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError:
-            self.close()
-            return
-        if sent < len(data):
-            self._keep_out(data, sent)
-
-    def _keep_out(self, data: bytes, sent: int = 0) -> None:
-        if not self._out:
-            self._stalled_since = now = self._reactor.now
-            self._queued = _kernel_queue(self._fd)
-            self._reactor.want_write(self._fd, True)
-            self._arm(now + self.front.limits.write_timeout_seconds)
-        self._out.append(memoryview(data)[sent:])
-        self._out_size += len(data) - sent
-        if self._out_size > OUT_BYTES_HIGH and not self._choked:
-            self._choked = True
-            self._mind_reading()
-
-    def _on_writable(self) -> None:
-        out = self._out
-        while out:
-            item = out[0]
-            try:
-                sent = self._sock.send(item)
-            except (BlockingIOError, InterruptedError):
-                self._queued = _kernel_queue(self._fd)
-                break
-            except OSError:
-                self.close()
-                return
-            self._out_size -= sent
-            self._stalled_since = self._reactor.now
-            if sent == len(item):
-                out.popleft()
-            else:
-                out[0] = item[sent:]
-                break
-        if not out:
-            self._reactor.want_write(self._fd, False)
-            if self._departing:  # TLS had no room for its last word
-                self._end_sending()
-                return
-        if self._out_size < OUT_BYTES_LOW:
-            if self._choked:
-                self._choked = False
-                if not self._work_due:
-                    self._work()
-                self._mind_reading()
-            if not self.closed:
-                self.flush()
-
     # --- deadlines ----------------------------------------------------------------------------------------------------
 
     def _arm(self, at: float) -> None:
@@ -969,6 +614,8 @@ class H2Connection:
                 next_look = min(next_look, self._look_at_streams(now))
         except Violation as violation:  # so many were refused at once that patience is over
             self._end_badly(violation.code, violation.reason)
+        except Exception as error:
+            self._fail(error)
         self._arm(next_look)
         self.flush()
 
@@ -1031,15 +678,6 @@ class H2Connection:
         self.front.counters.timeouts += 1
         log.debug("an HTTP/2 client is too slow", what=what)
 
-    def _takes_something(self, now: float) -> bool:
-        """Ask the kernel: it holds megabytes for a slow client, and reports room only when a good part of them has left."""
-        queued = _kernel_queue(self._fd)
-        if queued >= self._queued:
-            return False
-        self._queued = queued
-        self._stalled_since = now
-        return True
-
 
 _HANDLERS: Final = {
     RequestReceived: H2Connection._on_request,
@@ -1050,11 +688,6 @@ _HANDLERS: Final = {
     RemoteSettingsChanged: H2Connection._on_settings,
     SettingsAcknowledged: H2Connection._on_settled,
 }
-
-
-def _kernel_queue(fd: int) -> int:
-    """Return how many bytes of a socket the other end has not taken yet."""
-    return int(struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, b"\0\0\0\0"))[0])
 
 
 class _Deadline:

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, Protocol
 
+from trailboss.certificates import Certificates
 from trailboss.log import logger
-from trailboss.plugins.http.certificates import Certificates
 from trailboss.plugins.http.connection import Connection
 from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.limits import LINGER_SECONDS
@@ -41,6 +41,9 @@ class Begun(Protocol):
 
     def begin(self) -> None:
         """Look at what came along with the handshake; there is no readiness event for it."""
+
+    def close(self) -> None:
+        """End the connection now."""
 
 
 class MakeConnection(Protocol):
@@ -188,9 +191,17 @@ class Handshake:
         sock = TlsSocket(self._sock, channel, self._reactor)
         local, host, port = self._peer
         make = self._entrance.protocols.get(channel.alpn, Connection)
-        connection = make(front, sock, local, host, port, scheme="https")
+        try:
+            connection = make(front, sock, local, host, port, scheme="https")
+        except Exception:
+            sock.close()
+            raise
         if sock.has_input:
-            connection.begin()
+            try:
+                connection.begin()
+            except Exception:  # the reactor contains what happens at its own events
+                connection.close()
+                raise
 
     def _answer_in_http(self) -> None:
         self._step_aside()

@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -41,6 +43,11 @@ KEEPALIVE_IDLE_SECONDS: Final = 60
 #: that does not read, which no limit of ours would count.
 NOT_SENT_BYTES: Final = 256 * 1024
 
+#: After the last newcomer was turned away handshakes under way have this long to be completed.
+HANDSHAKE_SECONDS: Final = 0.05
+SO_ATTACH_FILTER: Final = 26
+_BPF: Final = struct.Struct("=HBBI")
+
 _NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -54,10 +61,27 @@ class BoundSocket:
     #: The file to be removed in the end; "" where there is none or it is somebody else's.
     path: str = ""
     inode: tuple[int, int] = (0, 0)
+    #: It was made here; one of systemd's goes on without us.
+    own: bool = True
+
+    def turn_away(self) -> None:
+        """Let nobody connect any more; who has connected can still be accepted.
+
+        Closing a listening socket resets whoever came since the last accept. So the file of a unix socket goes first, and
+        a TCP socket drops SYNs from now on: who comes in the last moments is refused when his next SYN meets no listener.
+        """
+        if self.path:
+            self._remove_file()
+        elif self.own and self.sock.family is not socket.AF_UNIX:
+            with suppress(OSError):  # a kernel without filters: as it always was
+                _drop_syns(self.sock)
 
     def close(self) -> None:
         """Close the socket and remove its file, unless another server's file is there by now."""
         self.sock.close()
+        self._remove_file()
+
+    def _remove_file(self) -> None:
         if self.path:
             try:
                 found = os.lstat(self.path)
@@ -65,6 +89,22 @@ class BoundSocket:
                     os.unlink(self.path)
             except OSError:
                 pass
+            self.path = ""
+
+
+def _drop_syns(sock: socket.socket) -> None:
+    """Attach a filter to a listening socket that drops segments with SYN, and lets the rest of handshakes begun pass."""
+    import ctypes  # for the stop alone
+
+    load_flags = _BPF.pack(0x30, 0, 0, 13)  # a byte of the TCP header
+    is_syn = _BPF.pack(0x45, 0, 1, 0x02)
+    program = load_flags + is_syn + _BPF.pack(0x06, 0, 0, 0) + _BPF.pack(0x06, 0, 0, 0xFFFFFFFF)
+    memory = ctypes.create_string_buffer(program)  # the kernel copies it
+    sock.setsockopt(
+        socket.SOL_SOCKET,
+        SO_ATTACH_FILTER,
+        struct.pack("@HP", len(program) // _BPF.size, ctypes.addressof(memory)),
+    )
 
 
 def bind_all(
@@ -127,9 +167,10 @@ def _adopt(sock: socket.socket) -> BoundSocket:
     """Take a passed socket into use."""
     if sock.family is socket.AF_UNIX:
         name = sock.getsockname()
-        return BoundSocket(sock, f"unix:{name if isinstance(name, str) else name.decode(errors='replace')}")
+        name = name if isinstance(name, str) else name.decode(errors="replace")
+        return BoundSocket(sock, f"unix:{name}", own=False)
     _prepare_tcp(sock)
-    return BoundSocket(sock, _tcp_address(sock))
+    return BoundSocket(sock, _tcp_address(sock), own=False)
 
 
 def _bind_unix(path: str, what: str) -> BoundSocket:
@@ -205,6 +246,7 @@ class Listener:
     def __init__(self, bound: BoundSocket, front: Front, entrance: TlsEntrance | None = None) -> None:
         """`entrance`: clients speak TLS here."""
         self.address = bound.address
+        self.speaks_tls = entrance is not None
         self._entrance = entrance
         self._bound = bound
         self._front = front
@@ -222,15 +264,23 @@ class Listener:
             self._reactor.unregister(self._fd)
             self._bound.close()
 
+    def turn_away(self) -> None:
+        """Let nobody connect any more, as far as that can be had."""
+        if not self._closed:
+            self._bound.turn_away()
+
     def accept_waiting(self) -> None:
-        """Accept whoever has connected already; closing the socket would reset those connections."""
+        """Accept whoever has connected already, all of them; closing the socket would reset those connections."""
         if not self._closed:
             self._reactor.touch()
-            self._on_readable()
+            self._accept(2 * BACKLOG)
 
     def _on_readable(self) -> None:
+        self._accept(ACCEPTS_PER_TURN)
+
+    def _accept(self, most: int) -> None:
         accept = self._bound.sock.accept
-        for _ in range(ACCEPTS_PER_TURN):
+        for _ in range(most):
             try:
                 sock, address = accept()
             except (BlockingIOError, InterruptedError):

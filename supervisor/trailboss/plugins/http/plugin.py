@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from trailboss.certificates import LOOK_SECONDS, CertificateError, Certificates, utc_day
 from trailboss.config.changes import is_under
 from trailboss.config.schema import Config, HttpConfig
 from trailboss.container.contract import Change, Layer, Phase, Plugin, PluginFailed, Services
@@ -21,14 +22,14 @@ from trailboss.container.inspect import HttpFigures, HttpInspector
 from trailboss.log import logger
 from trailboss.metrics import MetricSources
 from trailboss.plugins.http.activation import PassedSockets
-from trailboss.plugins.http.certificates import LOOK_SECONDS, CertificateError, Certificates
 from trailboss.plugins.http.contract import LineSink, MiddlewareError, MiddlewareServices
 from trailboss.plugins.http.exchange import Exchange
 from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.front_figures import http_families
 from trailboss.plugins.http.limits import Limits
-from trailboss.plugins.http.listen import AddressError, Listener, bind_all, expect_passed
+from trailboss.plugins.http.listen import HANDSHAKE_SECONDS, AddressError, Listener, bind_all, expect_passed
 from trailboss.plugins.http.middleware.chain import build_chain
+from trailboss.plugins.http.python_apps import without_websockets
 from trailboss.plugins.http.redirect import redirect_plain
 from trailboss.plugins.http.refusals import Refusals
 from trailboss.plugins.http.spool import Spool
@@ -117,7 +118,7 @@ class _Later:
 class HttpPlugin(Plugin):
     """The web server.
 
-    `raw_body`: the workers parse forms themselves. `owner`: whom uploaded files are given to. `section`: looks up a
+    `gateway`: wsgi or asgi where the workers run a Python application. `owner`: whom uploaded files are given to. `section`: looks up a
     section of the configuration that a third party has declared. `logs_info`: whether info records go anywhere.
     """
 
@@ -128,7 +129,7 @@ class HttpPlugin(Plugin):
         self,
         config: HttpConfig,
         *,
-        raw_body: bool | None = None,
+        gateway: str = "",
         owner: Owner | None = None,
         section: Callable[[str, type], object] | None = None,
         logs_info: Callable[[], bool] = lambda: True,
@@ -138,7 +139,7 @@ class HttpPlugin(Plugin):
         self._config = config
         #: What is in force of what a reload can change.
         self._followed = config
-        self._raw_body = raw_body
+        self._gateway = gateway
         self._owner = owner
         self._section = section
         self._logs_info = logs_info
@@ -156,7 +157,6 @@ class HttpPlugin(Plugin):
         """The pool of the workers that answer requests."""
         from trailboss.workers.workshop import PoolSpec
 
-        ours = self._raw_body is True  # what wants bodies as they were sent whatever the file says
         variables = {"TRAILBOSS_DEV": "1"} if self._config.dev else {}
         return (
             PoolSpec(
@@ -164,7 +164,7 @@ class HttpPlugin(Plugin):
                 "http",
                 self._config.pool,
                 variables,
-                takes_files=ours,
+                takes_files=self._gateway != "",
                 warmup_request=self._warmup_request,
                 is_failure=failure_of,
             ),
@@ -217,11 +217,14 @@ class HttpPlugin(Plugin):
         config = self._config
         later = _Later(reactor)
         refusals = Refusals(lambda: reactor.now)
+        # Frameworks in Python parse forms themselves.
+        raw_body = True if self._gateway else None
         exchange = self._exchange = Exchange(
-            _PoolToCome(), config, reactor, owner=self._owner, raw_body=self._raw_body, refusals=refusals
+            _PoolToCome(), config, reactor, owner=self._owner, raw_body=raw_body, refusals=refusals
         )
+        innermost = without_websockets(exchange, refusals) if self._gateway == "asgi" else exchange
         try:
-            handler = build_chain(config, self._middleware_services(reactor, services, later), exchange)
+            handler = build_chain(config, self._middleware_services(reactor, services, later), innermost)
         except MiddlewareError as error:
             raise PluginFailed(self.name, Phase.STARTING, str(error)) from error
         try:
@@ -351,8 +354,15 @@ class HttpPlugin(Plugin):
             self._front.draining = True
             self._front.on_progress = self._on_progress
         for listener in self._listeners:
+            listener.turn_away()
             listener.accept_waiting()
-        self._close_listeners()
+        try:
+            if self._listeners:
+                await trio.sleep(HANDSHAKE_SECONDS)
+        finally:
+            for listener in self._listeners:
+                listener.accept_waiting()
+            self._close_listeners()
 
     async def drain(self) -> None:
         """Return when no request is under way and every kept connection has been quiet for a moment.
@@ -388,6 +398,7 @@ class HttpPlugin(Plugin):
             "requests": counters.requests,
             "refused": counters.refusals,
             "timeouts": counters.timeouts,
+            "floods": front.http2.floods,
             **self._tls_detail(counters.handshakes_failed),
             "body_memory_bytes": front.spool.memory_bytes,
             "body_files": front.spool.files,
@@ -420,7 +431,12 @@ class HttpPlugin(Plugin):
     def _tls_detail(self, handshakes_failed: int) -> Mapping[str, object]:
         if self._certificates is None:
             return {}
-        return {"handshakes_failed": handshakes_failed, "certificate_reloads": self._certificates.reloads}
+        return {
+            "tls_addresses": [listener.address for listener in self._listeners if listener.speaks_tls],
+            "handshakes_failed": handshakes_failed,
+            "certificate_expires": utc_day(self._certificates.expires),
+            "certificate_reloads": self._certificates.reloads,
+        }
 
     @property
     def addresses(self) -> tuple[str, ...]:

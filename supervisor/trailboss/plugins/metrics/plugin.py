@@ -9,6 +9,7 @@ the lateness of the loop is sampled while somebody scrapes, and no longer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Final, TypeVar
 
 import trio
@@ -18,7 +19,7 @@ from trailboss.config.values import parse_address
 from trailboss.container.contract import Caller, Layer, Plugin, RpcMethod, RpcRefused, Services
 from trailboss.figures import Histogram
 from trailboss.log import logger
-from trailboss.metrics import CollectorSpec, Exposition, Family, MetricSources, ScrapePage, gauge
+from trailboss.metrics import CollectorSpec, Exposition, Family, MetricSources, ScrapePage, counter, gauge
 from trailboss.plugins.metrics.collectors import CollectorError, Collectors
 from trailboss.plugins.metrics.exposition import Scrapes
 from trailboss.reactor import Reactor
@@ -83,8 +84,10 @@ class MetricsPlugin(Plugin):
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._sample_lag, reactor)
-                if self._config is not None and not self._try_bind(reactor, self._config):
-                    nursery.start_soon(self._bind_later, reactor, self._config)
+                if self._config is not None:
+                    if not self._try_bind(reactor, self._config):
+                        nursery.start_soon(self._bind_later, reactor, self._config)
+                    nursery.start_soon(_import_library)
                 task_status.started()
                 await stopping.wait()
                 nursery.cancel_scope.cancel("the metrics plugin stops")
@@ -167,16 +170,15 @@ class MetricsPlugin(Plugin):
         yield gauge(
             "trailboss_metrics_samples", "Lines of a scrape that are theirs.", self.collectors.samples
         )
-        yield Family(
+        yield counter(
             "trailboss_metrics_refused_total",
-            "counter",
             "Calls of applications that met a limit: max_series, max_samples, or the length of a label's value.",
-            gauge("", "", self.collectors.refused).samples,
+            self.collectors.refused,
         )
-        yield gauge(
-            "trailboss_metrics_incomplete",
-            "1 where figures are missing from scrapes; the log says why.",
-            min(1, failures),
+        yield counter(
+            "trailboss_metrics_failures_total",
+            "Figures that were missing from scrapes; the log says why.",
+            failures,
         )
 
     def _answer(self, request: SmallRequest, reply: Callable[[SmallAnswer], None]) -> None:
@@ -267,6 +269,14 @@ class MetricsPlugin(Plugin):
 
     def _rpc_unregister(self, name: str, _caller: Caller) -> bool:
         return _guarded("metrics_plugin_unregister", self.collectors.unregister, name)
+
+
+async def _import_library() -> None:
+    """Import in a thread what the first scrape needs; there it would hold up everybody for some 50 ms."""
+    try:
+        await trio.to_thread.run_sync(import_module, f"{__package__}.sources", abandon_on_cancel=True)
+    except ImportError as error:
+        log.error("the metrics library cannot be imported", reason=str(error))
 
 
 def spec_of(name: str, config: CollectorConfig) -> CollectorSpec:

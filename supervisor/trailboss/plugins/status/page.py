@@ -74,6 +74,9 @@ _SLOT_SIGNS: Final = {
     "leaving": ("↓", "finishing its last work"),
     "waiting": ("✕", "failed, waiting for the next try"),
 }
+#: What two refusals, or two deaths, have to have in common to be told as one.
+_SAME_REFUSAL: Final = ("status", "reason", "method", "path")
+_SAME_DEATH: Final = ("pool", "cause", "text", "phase", "doing", "last_output", "stray_output")
 _GOOD_PHASES: Final = ("ready", "healthy")
 _COMING_PHASES: Final = (
     "starting",
@@ -235,7 +238,7 @@ def _note(text: str) -> str:
 
 def _latency_tile(latency: object, since: str) -> str:
     if not isinstance(latency, Mapping):
-        return _tile("Latency", "\u2013", _note("no request yet"), wide=True)
+        return _tile("Latency", "\u2013", _note("no request"), wide=True)
     values = "".join(
         f"<span>{_milliseconds(latency.get(name))}<i>{label}</i></span>"
         for name, label in (("p50", "median"), ("p95", "95 %"), ("p99", "99 %"))
@@ -281,7 +284,7 @@ def _pool(pool: Row) -> str:
     trouble = ""
     if pool.get("last_failure"):
         probe = pool.get("next_probe_seconds")
-        when = f" Next try in {_number(probe):.0f} s." if isinstance(probe, int | float) else ""
+        when = f" · next try in {_number(probe):.0f} s" if isinstance(probe, int | float) else ""
         trouble = f'<p class="trouble">{esc(pool["last_failure"])}{when}</p>'
     left_out = _number(pool.get("workers_left_out"))
     more = f'<p class="soft">and {left_out:.0f} more workers</p>' if left_out else ""
@@ -362,27 +365,31 @@ def _refusals(snapshot: Row) -> str:
     refusals = snapshot.get("refusals")
     if not isinstance(refusals, Mapping) or "error" in refusals:
         return _failed_part(snapshot, "refusals")
-    entries = [_refusal(row) for row in _alike(_rows(refusals.get("last")))]
+    entries = [_refusal(row) for row in _alike(_rows(refusals.get("last")), _SAME_REFUSAL)]
     empty = "No request has been refused."
     return _log_card(
         "refused", "Why was this refused?", refusals.get("total"), entries, empty, "trailboss why --http"
     )
 
 
-def _alike(rows: Iterable[Row]) -> list[Row]:
-    """Put refusals of one kind that follow each other into one; the newest comes first and tells what held the workers."""
+def _alike(rows: Iterable[Row], keys: Sequence[str]) -> list[Row]:
+    """Put rows of one kind that follow each other into one: the newest, which comes first, with how many more there are."""
     found: list[dict[str, object]] = []
     for row in rows:
         more = int(_number(row.get("more")))
         last = found[-1] if found else None
-        if last is not None and all(
-            last.get(key) == row.get(key) for key in ("status", "reason", "method", "path")
-        ):
+        if last is not None and all(last.get(key) == row.get(key) for key in keys):
             last["more"] = int(_number(last["more"])) + 1 + more
             last["since"] = row.get("at")
         else:
             found.append({**row, "more": more, "since": row.get("at")})
     return list(found)
+
+
+def _more(row: Row) -> str:
+    if not row.get("more"):
+        return ""
+    return f'<p class="soft">and {_count(row["more"])} more like this since {_time(row.get("since"))}</p>'
 
 
 def _refusal(row: Row) -> str:
@@ -407,10 +414,7 @@ def _refusal(row: Row) -> str:
         lines.append(
             f"<details><summary>held by {count} {name}{waited}</summary><ul>{holders}</ul></details>"
         )
-    if row.get("more"):
-        lines.append(
-            f'<p class="soft">and {_count(row["more"])} more like this since {_time(row.get("since"))}</p>'
-        )
+    lines.append(_more(row))
     what = f'<span class="mono">{esc(asked)}</span>' if asked else "<span>not a request</span>"
     return (
         f'<li><div class="entry"><span class="pill {kind}">{esc(row.get("status"))} {esc(row.get("reason"))}</span>'
@@ -422,24 +426,7 @@ def _deaths(snapshot: Row) -> str:
     deaths = snapshot.get("deaths")
     if not isinstance(deaths, Mapping) or "error" in deaths:
         return _failed_part(snapshot, "deaths")
-    entries = []
-    for row in _rows(deaths.get("last")):
-        what = f"pid {row.get('pid')} of {row.get('pool')}" if row.get("pid") else f"pool {row.get('pool')}"
-        lived = f"lived {_age(row.get('age_seconds'))}, {_count(row.get('executions'))} done"
-        doing = f', was running <span class="mono">{esc(row["doing"])}</span>' if row.get("doing") else ""
-        lines = [f"<p>{esc(row.get('text'))}</p>", f'<p class="soft">{esc(lived)}{doing}</p>']
-        if row.get("hint"):
-            lines.append(f"<p>likely: {esc(row['hint'])}</p>")
-        output = [str(line) for line in _list(row.get("last_output"))]
-        if row.get("stray_output"):
-            output.append(f"on standard output: {row['stray_output']}")
-        if output:
-            said = "\n".join(esc(line) for line in output)
-            lines.append(f"<details><summary>its last words</summary><pre>{said}</pre></details>")
-        entries.append(
-            f'<li><div class="entry"><span class="pill bad">{esc(row.get("cause"))}</span><span>{esc(what)}</span>'
-            f"{_time(row.get('at'))}</div>{''.join(lines)}</li>"
-        )
+    entries = [_death(row) for row in _alike(_rows(deaths.get("last")), _SAME_DEATH)]
     return _log_card(
         "died",
         "Why did this worker die?",
@@ -447,6 +434,30 @@ def _deaths(snapshot: Row) -> str:
         entries,
         "No worker has died.",
         "trailboss why",
+    )
+
+
+def _death(row: Row) -> str:
+    what = f"pid {row.get('pid')} of {row.get('pool')}" if row.get("pid") else f"pool {row.get('pool')}"
+    lived = f"lived {_age(row.get('age_seconds'))}, {_count(row.get('executions'))} done"
+    doing = f', was running <span class="mono">{esc(row["doing"])}</span>' if row.get("doing") else ""
+    lines = [f'<p>{esc(row.get("text"))} <span class="soft">· {esc(lived)}{doing}</span></p>']
+    if row.get("hint"):
+        lines.append(f"<p>likely: {esc(row['hint'])}</p>")
+    output = [str(line) for line in _list(row.get("last_output"))]
+    if row.get("stray_output"):
+        output.append(f"on standard output: {row['stray_output']}")
+    if len(output) == 1:
+        lines.append(f"<pre>{esc(output[0])}</pre>")
+    elif output:
+        said = "\n".join(esc(line) for line in output)
+        lines.append(
+            f"<details><summary>its last words: <code>{esc(output[-1])}</code></summary><pre>{said}</pre></details>"
+        )
+    lines.append(_more(row))
+    return (
+        f'<li><div class="entry"><span class="pill bad">{esc(row.get("cause"))}</span><span>{esc(what)}</span>'
+        f"{_time(row.get('at'))}</div>{''.join(lines)}</li>"
     )
 
 

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 import trailboss
@@ -44,7 +45,7 @@ GAP_SECONDS: Final = 3.0
 FRESH_SECONDS: Final = 0.9
 #: Workers shown of a pool, and deaths and refusals shown.
 WORKERS_MAX: Final = 256
-DEATHS_MAX: Final = 10
+DEATHS_MAX: Final = 30
 REFUSALS_MAX: Final = 30
 HOLDERS_MAX: Final = 8
 PIPELINES_MAX: Final = 100
@@ -261,6 +262,7 @@ def _plugin_row(plugin: PluginState) -> dict[str, object]:
     }
 
 
+@lru_cache(maxsize=2 * DEATHS_MAX)
 def _death_row(record: DeathRecord) -> dict[str, object]:
     return {
         "at": _iso(record.at),

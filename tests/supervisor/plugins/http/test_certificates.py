@@ -12,8 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 from tls_files import TlsFiles, make_pair
 
+from trailboss.certificates import CertificateError, Certificates, judge_files, load_context
 from trailboss.config.schema import HttpSslConfig
-from trailboss.plugins.http.certificates import CertificateError, Certificates, judge_files, load_context
 
 
 def config_of(folder: Path, **keys: str) -> HttpSslConfig:
@@ -138,6 +138,20 @@ def test_the_time_of_a_certificate(tmp_path: Path, days: float, note: str) -> No
     with capture_logs() as logs:
         Certificates(config_of(tmp_path), ())
     assert [entry["log_level"] for entry in logs] == (["warning"] if note else [])
+
+
+def test_a_warning_comes_again_the_next_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that runs for months says once a day that its certificate ends soon."""
+    lay(tmp_path, ends_in_days=10)
+    began = time.time()
+    with capture_logs() as logs:
+        certificates = Certificates(config_of(tmp_path), ())
+        assert certificates.expires == pytest.approx(began + 10 * 86400, abs=60)
+        for hours in range(0, 240, 3):
+            monkeypatch.setattr(time, "time", lambda hours=hours: began + hours * 3600)
+            assert certificates.look() is False
+    assert [entry["log_level"] for entry in logs] == ["warning"] * 7
+    assert all("expires on" in entry["event"] for entry in logs)
 
 
 def test_a_certificate_of_the_future(tmp_path: Path) -> None:

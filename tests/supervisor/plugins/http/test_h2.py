@@ -662,3 +662,39 @@ def test_a_reset_after_the_end_changes_nothing(make_bench: MakeBench) -> None:
     client.send(client.request(1))
     client.send(RstStreamFrame(1).serialize() + client.request(3))
     assert client.results[3].status == 200
+
+
+@pytest.mark.parametrize("name", ["send_headers", "send_data", "end_stream", "receive_data", "reset_stream"])
+def test_a_failure_inside_costs_one_connection(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whatever the library might raise: GOAWAY, everybody is told, nothing is left, others go on."""
+    later = Later()
+    bench = make_bench(later, limits=Limits(body_grace_seconds=1))
+    client, other = RawClient(bench), RawClient(bench)
+    client.send(client.request(1) + client.request(3) + client.request(5))
+    protocol = client.connection._protocol
+
+    def fail(*_words: object, **_pairs: object) -> None:
+        raise RuntimeError(name)
+
+    if name == "reset_stream":
+        client.send(client.request(7, get(method=b"POST"), "END_HEADERS"))
+    monkeypatch.setattr(protocol, name, fail)
+    if name == "reset_stream":
+        bench.advance(2)
+    elif name == "receive_data":
+        client.send(client.request(7))
+    else:
+        later.held[0][1].respond(200, [], b"x")
+        later.held[1][1].head(200, [])
+        later.held[1][1].end()
+    client.send(b"")
+    assert [code for code, _ in client.goaways] == [ErrorCodes.INTERNAL_ERROR]
+    assert client.ended
+    assert bench.front.in_flight == 0
+    assert 2 in later.gone
+    other.send(other.request(1))
+    later.held[-1][1].respond(200, [], b"y")
+    other.send(b"")
+    assert other.results[1].body == b"y"

@@ -301,6 +301,22 @@ def test_a_flood_takes_turns(make_bench: MakeBench) -> None:
     assert bench.front.counters.requests == 1000
 
 
+def test_long_heads_take_turns(make_bench: MakeBench) -> None:
+    """Heads that take milliseconds to unpack are handled one a turn when it is late."""
+    bench = make_bench()
+    client = RawClient(bench)
+    long = get(b"/", (b"a", b"b" * 12_000))
+    client.sock.send(
+        b"".join(client.request(2 * number + 1, [*long, (b"n", b"%d" % number)]) for number in range(4))
+    )
+    bench.reactor._turn_ends = time.perf_counter()
+    bench.reactor.dispatch(bench.reactor._epoll.poll(0, 128))
+    assert bench.front.counters.requests == 1
+    bench.reactor._turn_ends = float("inf")
+    client.send(b"")
+    assert bench.front.counters.requests == 4
+
+
 def test_memory_of_a_connection_that_lives_long(make_bench: MakeBench) -> None:
     """Thousands of requests on one connection leave nothing behind."""
     bench = make_bench(lambda _request, responder: responder.respond(200, [], b"x"))

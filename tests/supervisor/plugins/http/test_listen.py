@@ -181,6 +181,71 @@ def test_accept_fails(make_bench: MakeBench, error: int, pauses: bool) -> None:
     listener.close()
 
 
+def test_a_crowd_in_the_backlog_is_taken(make_bench: MakeBench) -> None:
+    """All of it, however many have connected since the last accept."""
+    bench = make_bench()
+    listener = Listener(bind("127.0.0.1:0"), bench.front)
+    address = ("127.0.0.1", int(listener.address.rpartition(":")[2]))
+    clients = [socket.create_connection(address) for _ in range(200)]
+    for client in clients:
+        client.sendall(GET)
+    listener.turn_away()
+    listener.accept_waiting()
+    listener.close()
+    bench.settle()
+    for client in clients:
+        client.settimeout(5)
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+        client.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_nobody_comes_between_the_last_look_and_the_end(make_bench: MakeBench, host: str) -> None:
+    """Newcomers are not reset but wait, and are refused once the listener is gone; who is there is answered as ever."""
+    bench = make_bench()
+    try:
+        bound = bind(f"{host}:0")
+    except AddressError:
+        pytest.skip("needs this kind of address")
+    listener = Listener(bound, bench.front)
+    address = (host.strip("[]"), int(listener.address.rpartition(":")[2]))
+    early = socket.create_connection(address)
+    listener.turn_away()
+    late = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    late.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        late.connect(address)
+    listener.accept_waiting()
+    listener.close()
+    early.sendall(GET)
+    bench.settle()
+    assert early.recv(65536).startswith(b"HTTP/1.1 200 ")
+    late.setblocking(True)
+    late.settimeout(10)
+    with pytest.raises(OSError, match=r"refused|progress|already"):
+        late.connect(address)
+    early.close()
+    late.close()
+
+
+def test_the_file_of_a_unix_socket_goes_first(make_bench: MakeBench, tmp_path: Path) -> None:
+    """Nobody can connect any more, and who has connected is taken."""
+    bench = make_bench()
+    listener = Listener(bind(f"unix:{tmp_path}/a.sock"), bench.front)
+    early = socket.socket(socket.AF_UNIX)
+    early.connect(f"{tmp_path}/a.sock")
+    listener.turn_away()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a.sock").write_text("somebody else's by now")
+    listener.accept_waiting()
+    listener.close()
+    early.sendall(GET)
+    bench.settle()
+    assert early.recv(65536).startswith(b"HTTP/1.1 200 ")
+    early.close()
+    assert (tmp_path / "a.sock").exists()
+
+
 def test_who_has_connected_before_the_end_is_taken(make_bench: MakeBench) -> None:
     """Connections in the backlog get an answer although the listener closes."""
     bench = make_bench()

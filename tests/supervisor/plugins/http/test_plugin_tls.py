@@ -80,6 +80,10 @@ async def test_files_are_read_again_when_asked(tmp_path: Path) -> None:
         assert not await stage.plugin.reload_certificates()
         assert (await ask(context, port))[1] == renewed.certificate.serial_number
         assert stage.figure("certificate_reloads") == 1
+        detail = stage.plugin.state_detail()
+        assert detail["tls_addresses"] == [f"127.0.0.1:{port}"]
+        expires = renewed.certificate.not_valid_after_utc
+        assert detail["certificate_expires"] == expires.strftime("%Y-%m-%d %H:%M UTC")
         assert stage.figure("handshakes_failed") == 0
     async with staged(make_config()) as stage:
         assert not await stage.plugin.reload_certificates()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from trailboss.plugins.http.python_apps import wants_raw_body
+from trailboss.plugins.http.message import Request, Responder
+from trailboss.plugins.http.python_apps import NO_WEBSOCKETS, wants_raw_body, without_websockets
+from trailboss.plugins.http.refusals import Refusals
 
 
 @pytest.mark.parametrize(
@@ -42,3 +44,36 @@ def test_gateways(command):
 def test_everything_else(command):
     """No other worker does by itself."""
     assert wants_raw_body(command.split()) is False
+
+
+class Answered(Responder):
+    """Notes how a request was refused."""
+
+    def __init__(self) -> None:
+        self.refused: list[tuple[int, str]] = []
+
+    def fail(self, status: int, reason: str, *, retry_after: int | None = None, close: bool = False) -> None:
+        self.refused.append((status, reason))
+
+
+@pytest.mark.parametrize(
+    ("headers", "refused"),
+    [
+        ([(b"Upgrade", b"websocket"), (b"Connection", b"Upgrade")], True),
+        ([(b"X-A", b"1"), (b"upgrade", b"h2c, WebSocket")], True),
+        ([(b"Upgrade", b"h2c")], False),
+        ([(b"Upgrade-Insecure-Requests", b"1")], False),
+        ([(b"X-Upgrd", b"websocket")], False),
+        ([], False),
+    ],
+)
+def test_websockets_are_refused(headers: list[tuple[bytes, bytes]], refused: bool) -> None:
+    """Who asks for a websocket is told that there is none, and it is noted; everything else passes."""
+    passed: list[Request] = []
+    refusals = Refusals(lambda: 0.0)
+    handle = without_websockets(lambda request, _responder: passed.append(request), refusals)
+    responder = Answered()
+    handle(Request("GET", "/ws", "/ws", "", "1.1", headers, "example.org"), responder)
+    assert responder.refused == ([(501, NO_WEBSOCKETS)] if refused else [])
+    assert len(passed) == (0 if refused else 1)
+    assert refusals.total == (1 if refused else 0)

@@ -13,8 +13,8 @@ import pytest
 from front_bench import Bench, MakeBench
 from tls_files import TlsFiles, make_pair
 
+from trailboss.certificates import Certificates, load_context
 from trailboss.config.schema import HttpSslConfig
-from trailboss.plugins.http.certificates import Certificates, load_context
 from trailboss.plugins.http.connection import Connection
 from trailboss.plugins.http.front import Member
 from trailboss.plugins.http.handshake import Handshake, TlsEntrance
@@ -656,6 +656,32 @@ def test_handshakes_take_turns_with_requests(visit: Open, make_bench: MakeBench)
         visitor.shake()
         visitor.send(GET)
         assert visitor.far.content.startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize("when", ["made", "begun"])
+def test_a_connection_that_cannot_begin_costs_itself_only(
+    visit: Open, make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """An error of ours right behind a handshake is logged, its socket closed, and the next client served."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("for the test")
+
+    bench = make_bench()
+    visitor = visit(bench, shaken=False)
+    far = visitor.far
+    far.take(b"")
+    visitor.sock.send(far.say())
+    visitor.pump()
+    far.tls.write(GET)
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "__init__" if when == "made" else "begin", fail)
+        visitor.raw(far.say())
+    assert visitor.ended
+    assert bench.front.connections == set()
+    other = visit(bench)
+    other.send(GET)
+    assert other.far.content.startswith(b"HTTP/1.1 200 OK")
 
 
 def test_half_open_handshakes_are_closed_by_the_drain(visit: Open) -> None:

@@ -183,6 +183,28 @@ async def test_scrapes_are_shared() -> None:
         assert f"\ncalls {calls + 1}\n".encode() in (await bench.get())[2]
 
 
+async def test_a_port_that_cannot_wait_gets_its_scrape_at_once() -> None:
+    """The same text as on the port, made in one go, shared for a moment, counted as interest."""
+    calls = 0
+
+    def source() -> Iterator[Family]:
+        nonlocal calls
+        calls += 1
+        yield gauge("calls", "", {(("i", str(i)),): calls for i in range(2000)})
+
+    async with running() as bench:
+        bench.sources.add(source)
+        bench.reactor.touch()
+        exposition_ = bench.services.get(Exposition)  # type: ignore[type-abstract] # the key is a Protocol
+        pages = [exposition_.scrape_now() for _ in range(3)]
+        _, _, body = await bench.get()
+
+    assert calls == 1
+    assert {page.body for page in pages} == {body}
+    assert (pages[0].status, pages[0].encoding) == (200, "")
+    assert body.count(b"\ncalls{") == 2000
+
+
 async def test_a_long_scrape_lets_others_have_their_turn() -> None:
     """Between the pieces of a scrape of 50,000 lines the loop goes on."""
     async with running() as bench:
@@ -212,7 +234,7 @@ async def test_a_source_that_fails_costs_its_own_figures() -> None:
             await bench.get()
 
     assert b"\nafter 1\n" in body
-    assert b"\ntrailboss_metrics_incomplete 1\n" in body
+    assert b"\ntrailboss_metrics_failures_total 1\n" in body
     assert [record["event"] for record in logs].count("figures are missing from a scrape") == 1
 
 

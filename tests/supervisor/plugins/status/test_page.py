@@ -240,7 +240,7 @@ def test_the_page_is_well_formed_and_says_what_there_is() -> None:
     """Tags are balanced, ids unique, nothing comes from elsewhere; every figure is there as text."""
     text = " ".join(" ".join(checked(page_of(SNAPSHOT)).text).split())
     parts = """degraded: jobs|1 234 /s|0.71 ms|1.5 s|Requests, last 10 s|GET /shop|31 MB|1 d 1 h|Fatal error|503 queue full|
-    exit code 255: no such file Next try in 4 s.|held by 3 busy workers|and 50 more like this|not a request|no collector|
+    exit code 255: no such file · next try in 4 s|held by 3 busy workers|and 50 more like this|not a request|no collector|
     waits for otel|no broker|emails|paused"""
     for part in map(str.strip, parts.split("|")):
         assert part in text, part
@@ -324,3 +324,31 @@ def test_the_policy_allows_the_two_inline_blocks_and_nothing_else() -> None:
 def test_texts_are_escaped_for_attributes_and_for_eyes() -> None:
     """Quotes, angles, ampersands; control characters and tricks with the direction of writing become visible."""
     assert esc("<a b='c' d=\"e\">&\x1b\u202e") == "&lt;a b=&#x27;c&#x27; d=&quot;e&quot;&gt;&amp;\ufffd\ufffd"
+
+
+def luminance(colour: str) -> float:
+    """How bright a colour is, as WCAG has it."""
+    digits = colour.removeprefix("#")
+    digits = "".join(digit * 2 for digit in digits) if len(digits) == 3 else digits
+    parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    red, green, blue = (
+        part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", [0, 1])
+@pytest.mark.parametrize(
+    ("text", "ground"),
+    [
+        *((name, ground) for name in ("ink", "soft") for ground in ("card", "ground", "sunk")),
+        *((name, f"{name}-wash") for name in ("good", "busy", "warn", "bad")),
+        *(("busy-ink", "busy"), ("busy", "card"), ("bad", "card"), ("good", "card")),
+    ],
+)
+def test_texts_stand_out_from_their_ground(scheme: int, text: str, ground: str) -> None:
+    """4.5 to 1 at least, light and dark."""
+    block = re.findall(r":root \{(.*?)\}", page_of(SNAPSHOT), re.DOTALL)[scheme]
+    colours = dict(re.findall(r"--([\w-]+): (#\w+)", block))
+    lower, upper = sorted((luminance(colours[text]), luminance(colours[ground])))
+    assert (upper + 0.05) / (lower + 0.05) >= 4.5

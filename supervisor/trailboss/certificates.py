@@ -24,7 +24,7 @@ from typing import Final
 from trailboss.config.schema import HttpSslConfig
 from trailboss.log import logger
 
-__all__ = ["CertificateError", "Certificates", "Note", "judge_files", "load_context"]
+__all__ = ["CertificateError", "Certificates", "Note", "judge_files", "load_context", "utc_day"]
 
 log = logger("http")
 
@@ -32,6 +32,8 @@ log = logger("http")
 LOOK_SECONDS: Final = 1.0
 #: A certificate that ends sooner than this is worth a warning.
 EXPIRY_NOTICE_SECONDS: Final = 7 * 86400
+#: A warning about a certificate is repeated after this time.
+WARN_AGAIN_SECONDS: Final = 86400.0
 CIPHERS_TLS_1_2: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _CERTIFICATE: Final = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _VERIFY: Final = {
@@ -70,7 +72,7 @@ class _Encrypted(Exception):
 def load_context(config: HttpSslConfig, alpn: Sequence[str], folder: str = "") -> ssl.SSLContext:
     """Return the context for the files that are there now. Blocks on the disk. Raises CertificateError."""
     cert, key = _path(folder, config.cert), _path(folder, config.key)
-    _first_certificate("cert", cert)
+    _read_validity("cert", cert)
     _check_key(key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -123,7 +125,7 @@ def _pair_error(cert: str, key: str, error: Exception) -> CertificateError:
 
 def _trust(context: ssl.SSLContext, config: HttpSslConfig, path: str) -> None:
     """Accept client certificates as configured."""
-    _first_certificate("root_ca", path)
+    _read_validity("root_ca", path)
     try:
         context.load_verify_locations(path)
     except (OSError, ValueError) as error:
@@ -151,8 +153,8 @@ def _read(key: str, path: str) -> str:
         raise CertificateError(key, f"{path} cannot be read ({error.strerror})", "correct the path") from None
 
 
-def _first_certificate(key: str, path: str) -> bytes:
-    """Return the first certificate of a file, as DER."""
+def _read_validity(key: str, path: str) -> tuple[float, float]:
+    """Return from when until when the first certificate of a file is valid, in seconds since 1970."""
     text = _read(key, path)
     found = _CERTIFICATE.search(text)
     if found is None:
@@ -163,12 +165,12 @@ def _first_certificate(key: str, path: str) -> bytes:
             "write the path of a PEM file (BEGIN CERTIFICATE)",
         )
     try:
-        certificate = ssl.PEM_cert_to_DER_cert(found[0])
+        validity = _validity(ssl.PEM_cert_to_DER_cert(found[0]))
     except ValueError:
-        certificate = b""
-    if _validity(certificate) is None:
+        validity = None
+    if validity is None:
         raise CertificateError(key, f"the certificate in {path} is damaged", "copy it anew, it has to be PEM")
-    return certificate
+    return validity
 
 
 def _check_key(path: str) -> None:
@@ -186,30 +188,32 @@ def judge_files(config: HttpSslConfig, folder: str = "", now: float | None = Non
     """Try the files as a start would; return what is worth a warning. Blocks on the disk. Raises CertificateError."""
     load_context(config, (), folder)
     path = _path(folder, config.cert)
-    validity = _validity(_first_certificate("cert", path))
-    return _judge_validity(path, validity, time.time() if now is None else now) if validity else []
+    return _judge_validity(path, _read_validity("cert", path), time.time() if now is None else now)
 
 
 def _judge_validity(path: str, validity: tuple[float, float], now: float) -> list[Note]:
     begins, ends = validity
     if now > ends:
         return [
-            Note("cert", f"the certificate in {path} expired on {_day(ends)}", "renew it; clients refuse it")
+            Note(
+                "cert", f"the certificate in {path} expired on {utc_day(ends)}", "renew it; clients refuse it"
+            )
         ]
     if now < begins:
         return [
             Note(
                 "cert",
-                f"the certificate in {path} is valid from {_day(begins)} on",
+                f"the certificate in {path} is valid from {utc_day(begins)} on",
                 "check the clock of this machine",
             )
         ]
     if now > ends - EXPIRY_NOTICE_SECONDS:
-        return [Note("cert", f"the certificate in {path} expires on {_day(ends)}", "renew it")]
+        return [Note("cert", f"the certificate in {path} expires on {utc_day(ends)}", "renew it")]
     return []
 
 
-def _day(moment: float) -> str:
+def utc_day(moment: float) -> str:
+    """Return a moment, in seconds since 1970, for people."""
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
@@ -271,13 +275,24 @@ class Certificates:
         self._paths = [path for path in (config.cert, config.key, config.root_ca) if path]
         #: What was loaded, or failed to load, last; and what the last look has found.
         self._judged = self._seen = self._signature()
-        self.context = load_context(config, self._alpn)
+        self.context, self._validity = self._load()
         #: How often changed files have been taken.
         self.reloads = 0
+        self._warn_again_at = 0.0
         self._warn()
 
+    @property
+    def expires(self) -> float:
+        """When the certificate in use ends, in seconds since 1970."""
+        return self._validity[1]
+
     def look(self) -> bool:
-        """Take changed files; True where new ones are used from now on. Blocks on the disk; never raises."""
+        """Take changed files; True where new ones are used from now on. Blocks on the disk; never raises.
+
+        Once a day it says again what there is to be said about the one in use.
+        """
+        if time.time() >= self._warn_again_at:
+            self._warn()
         seen, self._seen = self._seen, self._signature()
         if self._seen == self._judged or self._seen != seen:
             return False
@@ -287,19 +302,23 @@ class Certificates:
         """Read the files now; False where they cannot be used, which is logged, and the old ones stay."""
         self._judged = self._seen = self._signature()
         try:
-            self.context = load_context(self._config, self._alpn)
+            self.context, self._validity = self._load()
         except CertificateError as error:
             log.error("the new certificate cannot be used, the old one stays", reason=str(error))
             return False
         self.reloads += 1
-        log.info("the certificate was read anew", cert=self._config.cert)
+        log.info("the certificate was read anew", cert=self._config.cert, expires=utc_day(self.expires))
         self._warn()
         return True
 
+    def _load(self) -> tuple[ssl.SSLContext, tuple[float, float]]:
+        context = load_context(self._config, self._alpn)
+        return context, _read_validity("cert", _path("", self._config.cert))
+
     def _warn(self) -> None:
-        path = _path("", self._config.cert)
-        validity = _validity(_first_certificate("cert", path))
-        for note in _judge_validity(path, validity, time.time()) if validity else ():
+        now = time.time()
+        self._warn_again_at = now + WARN_AGAIN_SECONDS
+        for note in _judge_validity(_path("", self._config.cert), self._validity, now):
             log.warning(note.what, key=f"http.ssl.{note.key}", remedy=note.remedy)
 
     def _signature(self) -> Signature:
