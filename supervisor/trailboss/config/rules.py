@@ -6,7 +6,9 @@ machine (users, ports, commands), is check.py's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Final
 
 from trailboss.config.problems import Problem
 from trailboss.config.schema import Config, HttpSslConfig, JobsConfig, MetricsConfig, PoolConfig
@@ -29,6 +31,7 @@ def contradictions(config: Config) -> list[Problem]:
     for name, pool in pools(config):
         problems.extend(_quorum(config, name, pool))
         problems.extend(_sizes(config, name, pool))
+        problems.extend(_rlimits(config, name, pool))
     if config.jobs is not None:
         problems.extend(_consumed(config, config.jobs))
     if config.metrics is not None:
@@ -172,6 +175,43 @@ def _sizes(config: Config, name: str, pool: PoolConfig) -> Iterator[Problem]:
             "these workers answer no HTTP requests",
             'write a command as one text, such as "php warm.php"',
         )
+
+
+_RLIMITS: Final = frozenset(
+    [
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ]
+)
+
+
+def _rlimits(config: Config, name: str, pool: PoolConfig) -> Iterator[Problem]:
+    for limit, value in pool.process.rlimits.items():
+        key = f"{name}.process.rlimits.{limit}"
+        if limit not in _RLIMITS:
+            yield config.source.problem(
+                key, "there is no such limit", f"use one of: {', '.join(sorted(_RLIMITS))}"
+            )
+        elif not re.fullmatch(
+            r"(unlimited|\d{1,20})?(:(unlimited|\d{1,20})?)?", value, re.ASCII
+        ) or value in ("", ":"):
+            yield config.source.problem(
+                key, f"{value!r} is no limit", "write a number, unlimited, or soft:hard"
+            )
 
 
 def _consumed(config: Config, jobs: JobsConfig) -> Iterator[Problem]:

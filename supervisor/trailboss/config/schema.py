@@ -24,8 +24,10 @@ from trailboss.config.values import (
     check_http_address,
     check_listen,
     check_log_target,
+    check_processors,
     check_relay,
     check_subnet,
+    check_umask,
 )
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "PipelineConfig",
     "PluginOptions",
     "PoolConfig",
+    "ProcessConfig",
     "QuarantineConfig",
     "ReloadConfig",
     "RpcConfig",
@@ -330,6 +333,38 @@ class DynamicAllocatorConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessConfig:
+    """`<plugin>.pool.process`: what the processes of this pool may use and do."""
+
+    user: str = key("", "User of these workers.", default_text="server.user")
+    group: str = key("", "Group of these workers.", default_text="server.group")
+    umask: str = key(
+        "", "Mode bits that new files do not get, in octal.", default_text="the server's", check=check_umask
+    )
+    nice: int = key(0, "Added to the nice value: larger yields to others.", minimum=-20, maximum=19)
+    io_class: Literal["", "realtime", "best-effort", "idle"] = key("", "Scheduling class of disk access.")
+    io_level: int = key(4, "Level within io_class; lower is sooner.", minimum=0, maximum=7)
+    cpu_affinity: str = key(
+        "", "Processors they may run on, such as 0-3,8; empty: all.", check=check_processors
+    )
+    rlimits: Mapping[str, str] = key(
+        dict,
+        "Limits as in prlimit(1): nofile, core, nproc, as, fsize, stack, cpu …: a number, unlimited, or soft:hard.",
+    )
+    oom_score_adj: int | None = key(
+        None, "From -1000 (never) to 1000 (first): who goes when memory is out.", minimum=-1000, maximum=1000
+    )
+    no_new_privs: bool | None = key(
+        None,
+        "They never gain privileges, also not by setuid programs.",
+        default_text="on where a user is set",
+    )
+    drop_capabilities: bool | None = key(
+        None, "They can never have capabilities.", default_text="on where a user is set"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class PoolConfig:
     """`<plugin>.pool`: the workers of one plugin."""
 
@@ -397,6 +432,7 @@ class PoolConfig:
         None, "RoadRunner's form of autoscale; not looked at beside it."
     )
     supervisor: SupervisorConfig = key(SupervisorConfig, "Limits of one worker.")
+    process: ProcessConfig = key(ProcessConfig, "What its processes may use and do.")
 
     def __post_init__(self) -> None:
         """Give boot_timeout and queue_timeout the value of allocate_timeout where they were not written."""

@@ -17,8 +17,10 @@ __all__ = [
     "check_http_address",
     "check_listen",
     "check_log_target",
+    "check_processors",
     "check_relay",
     "check_subnet",
+    "check_umask",
     "format_duration",
     "is_loopback",
     "parse_address",
@@ -193,6 +195,22 @@ def check_subnet(text: str) -> tuple[str, str] | None:
         ipaddress.ip_network(text, strict=False)
     except ValueError:
         return ("not a network", "write address/bits, for example 10.0.0.0/8")
+    return None
+
+
+def check_umask(text: str) -> tuple[str, str] | None:
+    """Say what is wrong with a umask."""
+    if text and not re.fullmatch(r"0?[0-7]{3}", text):
+        return "no umask", 'write three octal digits in quotes, such as "027"'
+    return None
+
+
+def check_processors(text: str) -> tuple[str, str] | None:
+    """Say what is wrong with a list of processors as taskset takes it."""
+    if text and not re.fullmatch(
+        r"\d{1,4}(-\d{1,4}(:\d{1,4})?)?(,\d{1,4}(-\d{1,4}(:\d{1,4})?)?)*", text, re.ASCII
+    ):
+        return "no list of processors", "write numbers and ranges, such as 0-3,8"
     return None
 
 

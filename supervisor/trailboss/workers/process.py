@@ -11,12 +11,15 @@ happens when the supervisor itself dies is the guard's business (:mod:`trailboss
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
 import resource
+import shutil
 import signal
 import socket
+import stat
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -191,19 +194,22 @@ async def spawn(
     identity: Identity | None = None,
     stdin: str = "pipe",
     directory: str | None = None,
+    prefix: Sequence[str] = (),
+    umask: str = "",
     files: bool = False,
 ) -> Process:
     """Start `argv` and return when it has been executed (spawned, not ready).
 
     `stdin` is "pipe" (stdin and stdout are pipes) or "null" (stdin /dev/null, stdout a pipe for log lines). stderr is
     always a pipe. With `files` the child gets one more descriptor, a socket through which it can be handed open files;
-    its number is in the variable TRAILBOSS_FILES.
+    its number is in the variable TRAILBOSS_FILES. `prefix` is put in front of the command (see `confine`); where it has
+    setpriv, that changes the user. `umask` is octal digits, "" for the server's own.
 
     Raises SpawnFailed with a text that names the command and the reason.
     On cancellation: the spawn is finished in its thread, then the process is killed and reaped; nothing is left.
     """
     process = await trio.to_thread.run_sync(
-        _spawn, argv, environment, wall, identity, stdin, directory, files
+        _spawn, argv, environment, wall, identity, stdin, directory, files, tuple(prefix), umask
     )
     try:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -226,6 +232,8 @@ def _spawn(
     stdin: str,
     directory: str | None,
     files: bool,
+    prefix: tuple[str, ...],
+    umask: str,
 ) -> Process:
     ours: list[int] = []
     theirs: list[int] = []
@@ -253,8 +261,11 @@ def _spawn(
             handed.append(child_files.detach())
             theirs += handed
             variables[FILES_VARIABLE] = str(handed[0])
+        if prefix:  # what is not there shall be told as without a prefix
+            _find(argv[0] if argv else "", variables, directory, identity)
+        changes = identity if "setpriv" not in prefix else None
         popen = subprocess.Popen(
-            list(argv),
+            [*prefix, *argv],
             stdin=child_in,
             stdout=child_out,
             stderr=child_error,
@@ -262,9 +273,10 @@ def _spawn(
             env=variables,
             cwd=directory,
             start_new_session=True,
-            user=identity.uid if identity else None,
-            group=identity.gid if identity else None,
-            extra_groups=list(identity.groups) if identity else None,
+            user=changes.uid if changes else None,
+            group=changes.gid if changes else None,
+            extra_groups=list(changes.groups) if changes else None,
+            umask=int(umask, 8) if umask else -1,
         )
     except BaseException as error:
         for fd in ours:
@@ -290,6 +302,41 @@ def _spawn(
             f"cannot watch the new process {popen.pid}: {error.strerror}", permanent=False
         ) from error
     return Process(popen, pidfd, (in_fd, out_fd, error_fd), wall, files_socket)
+
+
+def _find(
+    program: str, environment: Mapping[str, str], directory: str | None, identity: Identity | None
+) -> None:
+    """Raise the OSError that executing `program` as `identity` would end with, where that can be told beforehand."""
+    if directory is not None and not os.path.isdir(directory):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
+    path: str | None = os.path.join(directory or "", program)
+    if os.sep not in program:
+        path = shutil.which(program, path=environment.get("PATH", os.defpath))
+    if path is None or not os.path.exists(path):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
+    if os.path.isdir(path) or not os.access(path, os.X_OK) or not _may_execute(path, identity):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), program)
+
+
+def _may_execute(path: str, identity: Identity | None) -> bool:
+    """Whether the mode bits of a file and of the folders above it let `identity` execute it. (Not asked: ACLs.)"""
+    if identity is None or identity.uid == 0:
+        return True
+    path = os.path.realpath(path)
+    while True:
+        found = os.stat(path)
+        if found.st_uid == identity.uid:
+            bit = stat.S_IXUSR
+        elif found.st_gid == identity.gid or found.st_gid in identity.groups:
+            bit = stat.S_IXGRP
+        else:
+            bit = stat.S_IXOTH
+        if not found.st_mode & bit:
+            return False
+        if path == os.sep:
+            return True
+        path = os.path.dirname(path)
 
 
 def _explain(

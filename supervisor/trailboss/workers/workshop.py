@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
 
 from trailboss import ROADRUNNER_COMPAT_VERSION
-from trailboss.config.schema import PoolConfig, ServerConfig
+from trailboss.config.schema import PoolConfig, ProcessConfig, ServerConfig
+from trailboss.log import logger
 from trailboss.reactor import Reactor
 from trailboss.telemetry import Telemetry
 from trailboss.workers.callers import Callers
+from trailboss.workers.confine import PACKAGES, missing_tools, prefix_for
 from trailboss.workers.deaths import Deaths
 from trailboss.workers.guard import INSTANCE_VARIABLE, Guard
 from trailboss.workers.outcome import Answer
@@ -22,6 +24,8 @@ from trailboss.workers.process import Identity, resolve_identity
 from trailboss.workers.relay import RelayHub
 
 __all__ = ["Launch", "PoolSpec", "Workshop", "child_environment", "resolve_command"]
+
+log = logger("server")
 
 #: Never handed to a child: they are this process's own contract with systemd, or with its workers.
 WITHHELD_PREFIXES = ("WATCHDOG_", "LISTEN_")
@@ -59,6 +63,10 @@ class Launch:
     files: bool
     #: Key of the configuration that the program comes from.
     key: str
+    #: What confines it, in front of argv; changes the user as well where it is there.
+    prefix: tuple[str, ...] = ()
+    #: Octal digits, "" for the server's own.
+    umask: str = ""
 
 
 def child_environment(base: Mapping[str, str]) -> dict[str, str]:
@@ -129,13 +137,39 @@ class Workshop:
         environment["RR_MODE"] = spec.mode
         environment.update(spec.extra_env)
         command = spec.config.command or self.settings.command
+        process = spec.config.process
+        identity = resolve_identity(
+            process.user or self.settings.user,
+            process.group or self.settings.group,
+            section=f"{spec.name}.pool.process" if process.user else "server",
+        )
         return Launch(
             argv=resolve_command(command, self.settings.python),
             environment=environment,
-            identity=resolve_identity(self.settings.user, self.settings.group),
+            identity=identity,
+            prefix=self._prefix(process, identity),
+            umask=process.umask,
             stdin="pipe" if self.hub is None else "null",
             files=spec.takes_files and self.hub is None,
             key=self._key_of(spec),
+        )
+
+    def _prefix(self, process: ProcessConfig, identity: Identity | None) -> tuple[str, ...]:
+        """What confines a worker. Raises LookupError where a tool for it is missing and a key asks for it."""
+        prefix = prefix_for(process, identity)
+        missing = missing_tools(prefix)
+        if not missing:
+            return prefix
+        tool = missing[0]
+        if process == replace(ProcessConfig(), user=process.user, group=process.group, umask=process.umask):
+            # Nobody asked for it: what is only our default gives way.
+            log.warning(
+                "workers keep what setuid programs give them: setpriv is not installed",
+                package=PACKAGES[tool],
+            )
+            return ()
+        raise LookupError(
+            f"pool.process needs the program {tool}, which is not installed; apt-get install {PACKAGES[tool]}"
         )
 
     def _key_of(self, spec: PoolSpec) -> str:

@@ -6,12 +6,14 @@ import grp
 import os
 import pathlib
 import pwd
+import re
+import resource
 import time
 
 import pytest
 import trio
 
-from trailboss.config.schema import QuarantineConfig
+from trailboss.config.schema import ProcessConfig, QuarantineConfig
 from trailboss.container.contract import CallerRole
 from trailboss.workers.outcome import WorkerDied
 from trailboss.workers.pool import PoolStartFailed
@@ -229,3 +231,54 @@ async def test_flood_by_a_pool_leaves_another_alone(stage: Stage) -> None:
         slowest = max(slowest, time.monotonic() - begun)
     assert body_of(flood[0]) == b"flooded"
     assert slowest < 0.5
+
+
+def _of_process(pid: int, name: str) -> str:
+    return pathlib.Path(f"/proc/{pid}/{name}").read_text()
+
+
+async def test_process_limits_hold_from_the_first_instruction(stage: Stage) -> None:
+    """pool.process: nice value, processors, limits, OOM score and privileges, in the worker itself and with its own pid."""
+    cpu = min(os.sched_getaffinity(0))
+    process = ProcessConfig(
+        nice=3,
+        io_class="idle",
+        cpu_affinity=str(cpu),
+        rlimits={"nofile": "321:321", "core": "0"},
+        oom_score_adj=77,
+        no_new_privs=True,
+        umask="027",
+    )
+    pool = await stage.pool(process=process)
+    pid = int(await stage.ask(pool, "pid"))
+    assert [worker.pid for worker in pool.workers()] == [pid]
+    status = _of_process(pid, "status")
+    assert "NoNewPrivs:\t1" in status
+    assert "Umask:\t0027" in status
+    assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + 3
+    assert os.sched_getaffinity(pid) == {cpu}
+    assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (321, 321)
+    assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
+    assert _of_process(pid, "oom_score_adj").strip() == "77"
+    with trio.fail_after(10):
+        await pool.reset()
+    assert stage.deaths == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes of another user")
+async def test_workers_of_another_user_never_gain_privileges(stage: Stage) -> None:
+    """pool.process.user: uid, gid, no capability, none to be had."""
+    pool = await stage.pool(process=ProcessConfig(user="daemon"), command=("/bin/sh", "-c", _SHELL_WORKER))
+    pid = pool.workers()[0].pid
+    status = _of_process(pid, "status")
+    assert re.search(r"Uid:\t1\t1\t1\t1", status)
+    assert "NoNewPrivs:\t1" in status
+    assert "CapEff:\t0000000000000000" in status
+    assert "CapBnd:\t0000000000000000" in status
+
+
+async def test_a_command_that_is_missing_is_told_behind_a_prefix_too(stage: Stage) -> None:
+    """As clearly as without one, and at once."""
+    pool = stage.make_pool(command=("/nowhere/worker",), process=ProcessConfig(nice=1))
+    with trio.fail_after(10), pytest.raises(PoolStartFailed, match="'/nowhere/worker': command not found"):
+        await pool.run()
