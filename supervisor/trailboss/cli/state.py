@@ -13,6 +13,8 @@ from trailboss.cli.output import clean, json_flag, print_json, print_table
 
 __all__ = ["command", "headline", "plugin_row", "pool_row"]
 
+#: Characters of a failed reset's reason in the table; --json has all of it.
+FAILURE_WIDTH = 120
 PLUGIN_HEADINGS = ("PLUGIN", "PHASE", "SINCE", "HEALTHY", "WAITING FOR", "REASON")
 _POOL_COLUMNS = (
     *("name", "phase", "ready", "quorum", "idle", "busy", "booting"),
@@ -61,7 +63,11 @@ def plugin_row(row: Mapping[str, object]) -> list[object]:
 
 def pool_row(row: Mapping[str, object]) -> list[object]:
     """Return one row of the table of pools."""
-    return [row.get(name, "") for name in _POOL_COLUMNS]
+    cells = [row.get(name, "") for name in _POOL_COLUMNS]
+    if not cells[-1] and row.get("last_reset_failure"):
+        text = str(row["last_reset_failure"])
+        cells[-1] = f"reset: {text[:FAILURE_WIDTH]}…" if len(text) > FAILURE_WIDTH else f"reset: {text}"
+    return cells
 
 
 def rows_of(state: Mapping[str, object], name: str) -> list[Mapping[str, object]]:

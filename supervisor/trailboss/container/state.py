@@ -340,9 +340,10 @@ def _guarded_detail(name: str, plugin: Plugin) -> dict[str, object]:
 def _guarded_pool(pool: PoolState) -> dict[str, object]:
     try:
         row = dict(pool.describe())
-        failure = row.get("last_failure")
-        if isinstance(failure, str):  # holds a command line, or the last words of a worker
-            row["last_failure"] = redacted_text(failure)
+        for name in ("last_failure", "last_reset_failure"):
+            failure = row.get(name)
+            if isinstance(failure, str):  # holds a command line, or the last words of a worker
+                row[name] = redacted_text(failure)
         return row
     except Exception as error:
         log.exception("a pool cannot be described", pool=pool.name)
