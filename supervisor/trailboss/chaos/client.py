@@ -72,7 +72,9 @@ class Client:
         await self.send(encode_request(self._sequence, method, argument, flags))
         reply = await self.reply()
         if (reply.sequence, reply.method) != (self._sequence, method):
-            raise AssertionError(f"call {self._sequence} of {method} got the answer {reply.sequence} of {reply.method}")
+            raise AssertionError(
+                f"call {self._sequence} of {method} got the answer {reply.sequence} of {reply.method}"
+            )
         return reply
 
     async def call(self, method: str, argument: object = True, seconds: float = 20.0) -> Any:

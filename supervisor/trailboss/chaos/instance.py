@@ -6,6 +6,7 @@ changed, and every change is told: long limits become short ones, so that a froz
 off, which would take our kills for the fault of what the workers ran.
 """
 
+# ruff: noqa: ASYNC110  the other side is a process: it is asked, it tells nobody
 from __future__ import annotations
 
 import json
@@ -35,6 +36,7 @@ from trailboss.chaos.processes import (
     seen,
 )
 from trailboss.config import Config
+from trailboss.workers.workshop import resolve_command
 
 __all__ = ["PROGRAM", "Instance", "Privacy", "TooLate", "free_port", "privacy_of"]
 
@@ -47,6 +49,19 @@ EXEC_TTL_SECONDS = 3
 BOOT_TIMEOUT_SECONDS = 5
 START_SECONDS_MAX = 60.0
 LEFT_OVER_SECONDS = 2.0
+
+#: In the folder of a run: `SYSCALL N` for the next worker that starts.
+ORDER_FILE = "call"
+#: Runs COMMAND; where an order lies beside it, under strace, which kills it at the Nth call of SYSCALL.
+TRACED_WORKER = """#!/bin/sh
+folder=$(dirname "$0")
+if mv "$folder/call" "$folder/call.$$" 2>/dev/null; then
+    read -r call count <"$folder/call.$$"
+    rm -f "$folder/call.$$"
+    exec strace -f -qq -o /dev/null -e "trace=$call" -e "inject=$call:signal=KILL:when=$count" "$@"
+fi
+exec "$@"
+"""
 
 
 class TooLate(Exception):
@@ -83,9 +98,17 @@ def free_port() -> int:
 
 
 def privacy_of(
-    config: Config, folder: str, given: Sequence[str] = (), port: Callable[[], int] = free_port
+    config: Config,
+    folder: str,
+    given: Sequence[str] = (),
+    port: Callable[[], int] = free_port,
+    *,
+    system_calls: bool = False,
 ) -> Privacy:
-    """Work out what has to be different. `given`: keys that the user has set with -o; their limits stay as they are."""
+    """Work out what has to be different. `given`: keys that the user has set with -o; their limits stay as they are.
+
+    `system_calls`: workers are started by the script `traced_worker` in the folder.
+    """
     limits, addresses = ["rpc.enabled=true"] if not config.rpc.enabled else [], []
     path = f"{folder}/rpc.sock"
     addresses.append(f"rpc.listen=unix://{path}")
@@ -107,6 +130,11 @@ def privacy_of(
             limits.append(f"{boot_key}={boot}s")
         if pool.quarantine.deaths:
             limits.append(f"{name}.pool.quarantine.deaths=0")
+        if system_calls and config.server is not None:
+            command = resolve_command(pool.command or config.server.command, config.server.python)
+            if not any("," in word for word in command):
+                words = ",".join([f"{folder}/traced_worker", *command])
+                addresses.append(f"{name}.pool.command={words.replace('$', '$$')}")
         exec_ttl[name], boot_timeout[name] = float(ttl), float(boot)
     http_port = None
     if config.http is not None:
@@ -148,7 +176,9 @@ def privacy_of(
 class Instance:
     """One server of a run, from its start to its end. Waits raise TooLate."""
 
-    def __init__(self, folder: Path, words: Sequence[str], privacy: Privacy, extra: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, words: Sequence[str], privacy: Privacy, extra: Sequence[str] = ()
+    ) -> None:
         """`words`: the flags of the user's command line. `extra`: further overrides, over all others."""
         self.folder = folder
         self.privacy = privacy
@@ -218,7 +248,9 @@ class Instance:
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         seconds = self.privacy.grace_seconds + 10.0
-        await until(lambda: self.exit_code is not None, seconds, f"the end of the server; {self.last_words()}")
+        await until(
+            lambda: self.exit_code is not None, seconds, f"the end of the server; {self.last_words()}"
+        )
         code = self.exit_code
         assert code is not None
         return code
@@ -226,7 +258,9 @@ class Instance:
     def kill(self) -> None:
         """SIGKILL, and reap."""
         if self._process is not None and self.exit_code is None:
-            self._process.send_signal(signal.SIGSTOP)  # so that the list of its children is that of the moment
+            self._process.send_signal(
+                signal.SIGSTOP
+            )  # so that the list of its children is that of the moment
             self.note_children()
             self._process.kill()
             self._process.wait(10)
@@ -307,7 +341,10 @@ class Instance:
     async def is_whole(self) -> bool:
         """Whether every pool has all its workers and nothing is under way."""
         return all(
-            row["phase"] == "ready" and row["ready"] == row["configured"] and not row["booting"] and not row["leaving"]
+            row["phase"] == "ready"
+            and row["ready"] == row["configured"]
+            and not row["booting"]
+            and not row["leaving"]
             for row in (await self.pools()).values()
         )
 

@@ -59,7 +59,15 @@ _LONGEST: Final = 2000
 _GOLDEN: Final = 0.6180339887498949
 
 #: System calls at which a worker may be killed in its start, with how many of each are tried.
-SYSTEM_CALLS: Final = {"read": 60, "mmap": 60, "openat": 80, "close": 70, "newfstatat": 60, "brk": 10, "execve": 1}
+SYSTEM_CALLS: Final = {
+    "read": 60,
+    "mmap": 60,
+    "openat": 80,
+    "close": 70,
+    "newfstatat": 60,
+    "brk": 10,
+    "execve": 1,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +126,9 @@ class Plan:
         return hashlib.sha256(repr((self.seed, self.name, self.injections)).encode()).hexdigest()[:8]
 
 
-def make_plan(seed: int, name: str, pools: Sequence[str], seconds: float, *, system_calls: bool = False) -> Plan:
+def make_plan(
+    seed: int, name: str, pools: Sequence[str], seconds: float, *, system_calls: bool = False
+) -> Plan:
     """Draw a plan for a server with these pools. Raises ValueError for a name that is not in PLANS, or without pools."""
     if name not in PLANS:
         raise ValueError(f"there is no plan {name!r}; there are {', '.join(PLANS)}")
@@ -144,7 +154,9 @@ def _divided(stages: Sequence[Stage], seconds: float) -> dict[Stage, float]:
     return parts
 
 
-def _drawn(stage: Stage, chance: random.Random, pools: Sequence[str], system_calls: bool) -> Iterator[Injection]:
+def _drawn(
+    stage: Stage, chance: random.Random, pools: Sequence[str], system_calls: bool
+) -> Iterator[Injection]:
     if stage is Stage.MEMORY:
         for pool in pools:
             yield Injection(stage, Kind.LIMIT, pool)
@@ -179,7 +191,9 @@ _STORM: Final = (
 def _storm(number: int, where: float, chance: random.Random, pool: str, system_calls: bool) -> Injection:
     # The first six are one of each kind, so that a short run has seen them all; a freeze, which takes long, is the last.
     kinds = [kind for kind, _ in _STORM]
-    kind = kinds[number] if number < len(kinds) else chance.choices(kinds, [weight for _, weight in _STORM])[0]
+    kind = (
+        kinds[number] if number < len(kinds) else chance.choices(kinds, [weight for _, weight in _STORM])[0]
+    )
     return Injection(Stage.STORM, kind, pool, seconds=round(0.05 + 0.9 * where, 3), chance=chance.random())
 
 

@@ -102,7 +102,13 @@ def descriptors(pid: int) -> list[str]:
 def command_of(pid: int) -> str:
     """The command line of a process for people; `?` where it has gone."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "replace")
+        return (
+            Path(f"/proc/{pid}/cmdline")
+            .read_bytes()
+            .rstrip(b"\0")
+            .replace(b"\0", b" ")
+            .decode("utf-8", "replace")
+        )
     except OSError:
         return "?"
 

@@ -23,6 +23,7 @@ __all__ = [
     "Recovery",
     "Reply",
     "Seen",
+    "Served",
     "Verdict",
     "judge",
     "percentile",
@@ -49,6 +50,10 @@ class Outcome(Enum):
     CUT = "cut in the middle"
     UNREACHABLE = "nobody there"
     SILENT = "no answer"
+
+
+#: What a client may see of a server that is not up.
+_FALLEN: Final = (Outcome.UNREACHABLE, Outcome.CUT, Outcome.REFUSED, Outcome.WORKER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +89,10 @@ class Seen:
 
     replies: list[Reply] = field(default_factory=list)
     done: list[Done] = field(default_factory=list)
-    #: (begin, end) of times in which the server was killed or not up yet, or on its way down.
+    #: (begin, end) of times in which the server was not up: starting, killed, or told to stop.
     down: list[tuple[float, float]] = field(default_factory=list)
-    #: (exit code, expected) of each server that was told to stop.
+    fallen: float | None = None
+    #: Exit code of each server that was told to stop.
     exits: list[int] = field(default_factory=list)
     #: Servers that ended without being told to.
     died: list[str] = field(default_factory=list)
@@ -110,6 +116,17 @@ class Seen:
     #: Workers that were replaced for their memory.
     recycled: int = 0
     seconds: float = 0.0
+
+    def fall(self, at: float) -> None:
+        """From now on the server is not up; again while it is not, nothing changes."""
+        if self.fallen is None:
+            self.fallen = at
+
+    def rise(self, at: float) -> None:
+        """It is up again."""
+        if self.fallen is not None:
+            self.down.append((self.fallen, at))
+            self.fallen = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +152,24 @@ class Recovery:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """What the clients of one kind saw. Times are seconds of exchanges that were answered."""
+
+    client: str
+    outcomes: dict[Outcome, int]
+    while_down: int  #: of those not answered, how many while the server was not up
+    p50: float
+    p99: float
+    longest: float
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What a run has shown."""
 
     findings: tuple[Finding, ...]
     recoveries: tuple[Recovery, ...]
-    outcomes: dict[str, dict[Outcome, int]]
+    served: tuple[Served, ...]
 
     @property
     def holds(self) -> bool:
@@ -170,12 +199,18 @@ def judge(seen: Seen, *, has_http: bool, has_jobs: bool) -> Verdict:
     findings += [_pools(seen), _processes(seen), _descriptors(seen), _memory(seen), _log(seen)]
     if any(done.injection.kind is Kind.LIMIT for done in seen.done):
         findings.append(_limit(seen))
-    outcomes: dict[str, dict[Outcome, int]] = {}
-    for client in ("http", "push", "rpc"):
-        counts = Counter(reply.outcome for reply in seen.replies if reply.client == client)
-        if counts:
-            outcomes[client] = dict(counts)
-    return Verdict(tuple(findings), tuple(_recoveries(seen.done)), outcomes)
+    served = [_served(client, seen) for client in ("http", "push", "rpc")]
+    return Verdict(
+        tuple(findings), tuple(_recoveries(seen.done)), tuple(row for row in served if row.outcomes)
+    )
+
+
+def _served(client: str, seen: Seen) -> Served:
+    replies = [reply for reply in seen.replies if reply.client == client]
+    times = [reply.seconds for reply in replies if reply.outcome is Outcome.ANSWERED] or [0.0]
+    down = sum(reply.outcome is not Outcome.ANSWERED and _during(reply, seen.down) for reply in replies)
+    counts = dict(Counter(reply.outcome for reply in replies))
+    return Served(client, counts, down, percentile(times, 0.5), percentile(times, 0.99), max(times))
 
 
 def _server(seen: Seen) -> Finding:
@@ -196,7 +231,7 @@ def _requests(seen: Seen) -> Finding:
     """Failures must not be more than the workers that were hit; refusals with a reason may come while a pool heals."""
     text = "No request is lost: every one gets the whole answer of the application, or its worker was hit."
     replies = [reply for reply in seen.replies if reply.client == "http"]
-    judged = [reply for reply in replies if not _during(reply, seen.down)]
+    judged = [reply for reply in replies if not (reply.outcome in _FALLEN and _during(reply, seen.down))]
     healing = [(done.at, done.at + done.recovered) for done in seen.done if done.recovered is not None]
     failed = [
         reply
@@ -232,7 +267,9 @@ def _gate(seen: Seen) -> Finding:
 
 
 def _jobs(seen: Seen) -> Finding:
-    text = "No job is lost: every acknowledged push is done, dead-lettered or kept, and the queues come to rest."
+    text = (
+        "No job is lost: every acknowledged push is done, dead-lettered or kept, and the queues come to rest."
+    )
     problems = list(seen.restless)
     acknowledged = pushed = 0
     for known, totals, _ in seen.books:
@@ -243,17 +280,22 @@ def _jobs(seen: Seen) -> Finding:
     unanswered = [
         reply
         for reply in seen.replies
-        if reply.client == "push" and reply.outcome is not Outcome.ANSWERED and not _during(reply, seen.down)
+        if reply.client == "push"
+        and reply.outcome is not Outcome.ANSWERED
+        and not (reply.outcome in _FALLEN and _during(reply, seen.down))
     ]
     problems += [f"{count} pushes: {text}" for text, count in _texts(unanswered)]
-    return Finding("jobs", not problems, text, "; ".join(problems) or f"{acknowledged} acknowledged, {pushed} in the books")
+    return Finding(
+        "jobs",
+        not problems,
+        text,
+        "; ".join(problems) or f"{acknowledged} acknowledged, {pushed} in the books",
+    )
 
 
 def _books(seen: Seen) -> Finding:
     text = "The books add up: pushed = done + dead + waiting + delayed + running + destroyed, none below 0."
-    wrong = [
-        f"{totals}" for _, totals, balanced in seen.books if not balanced or not _adds_up(totals)
-    ]
+    wrong = [f"{totals}" for _, totals, balanced in seen.books if not balanced or not _adds_up(totals)]
     done = sum(totals["done"] for _, totals, _ in seen.books)
     dead = sum(totals["dead"] for _, totals, _ in seen.books)
     good = f"{len(seen.books)} times: {done} done, {dead} dead" if seen.books else "no server came to rest"
@@ -270,8 +312,15 @@ def _pools(seen: Seen) -> Finding:
     never = [done for done in seen.done if done.recovered is None]
     slowest = max((done.recovered for done in seen.done if done.recovered is not None), default=0.0)
     good = f"{len(seen.done)} times, the slowest {slowest:.2f} s"
-    wrong = "; ".join(f"not after {done.injection.describe()} at {done.at:.1f} s ({done.note})" for done in never[:3])
-    return Finding("pools whole", not never and bool(seen.done), text, wrong or (good if seen.done else "nothing was done"))
+    wrong = "; ".join(
+        f"not after {done.injection.describe()} at {done.at:.1f} s ({done.note})" for done in never[:3]
+    )
+    return Finding(
+        "pools whole",
+        not never and bool(seen.done),
+        text,
+        wrong or (good if seen.done else "nothing was done"),
+    )
 
 
 def _processes(seen: Seen) -> Finding:
@@ -308,7 +357,9 @@ def _during(reply: Reply, spans: Iterable[tuple[float, float]]) -> bool:
 
 def _texts(replies: Iterable[Reply]) -> list[tuple[str, int]]:
     """What went wrong and how often, the most frequent first."""
-    texts = (f"{reply.outcome.value} ({reply.text})" if reply.text else reply.outcome.value for reply in replies)
+    texts = (
+        f"{reply.outcome.value} ({reply.text})" if reply.text else reply.outcome.value for reply in replies
+    )
     return Counter(texts).most_common(4)
 
 
@@ -317,5 +368,7 @@ def _recoveries(done: Sequence[Done]) -> Iterable[Recovery]:
         rows = [row for row in done if row.injection.kind is kind]
         times = [row.recovered for row in rows if row.recovered is not None]
         if rows:
-            figures = (percentile(times, 0.5), percentile(times, 0.99), max(times)) if times else (None, None, None)
+            figures = (
+                (percentile(times, 0.5), percentile(times, 0.99), max(times)) if times else (None, None, None)
+            )
             yield Recovery(kind, len(rows), len(rows) - len(times), *figures)

@@ -30,6 +30,7 @@ _COMMANDS = {
     "check": "check",
     "config": "config",
     "systemd": "systemd",
+    "chaos": "chaos",
 }
 _ALIASES = {"status": "state"}
 

@@ -1,0 +1,276 @@
+"""`trailboss chaos`: kill and freeze the workers of one's own configuration, and see whether anybody is the worse for it.
+
+Everything beyond the flags is in :mod:`trailboss.chaos`, which is imported when the command runs and never by the server.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from trailboss.cli.client import CommandFailed, ConfigurationWrong
+from trailboss.cli.options import Settings, global_flags, settings_of
+from trailboss.cli.output import json_flag, print_json
+
+if TYPE_CHECKING:
+    from trailboss.chaos.plan import Plan
+    from trailboss.chaos.runner import Run
+    from trailboss.chaos.verdict import Seen
+    from trailboss.config import Config
+
+__all__ = ["command"]
+
+PLANS = ("mid-init", "storm", "power", "memory", "all")
+
+
+class Span(click.ParamType[float]):
+    """A time: 45, 45s, 2m."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds."""
+        if isinstance(value, int | float):
+            return float(value)
+        from trailboss.config.values import parse_duration
+
+        text = str(value)
+        try:
+            seconds = parse_duration(f"{text}s" if text.isdigit() else text)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if not 5.0 <= seconds <= 86_400.0:
+            self.fail("a run takes between 5s and 24h", param, ctx)
+        return seconds
+
+
+@click.command("chaos")
+@click.option(
+    "--plan", "plan_name", type=click.Choice(PLANS), default="all", show_default=True, help="What is done."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), metavar="N", help="Do the same again; else one is drawn and said."
+)
+@click.option(
+    "--for", "seconds", type=Span(), default=45.0, show_default="45s", help="How long faults go on."
+)
+@click.option("--path", "paths", multiple=True, metavar="PATH", help="GET this; may be repeated. Else /.")
+@click.option(
+    "--clients", type=click.IntRange(1, 1000), metavar="N", help="Browsers; else two more than workers."
+)
+@click.option(
+    "--job",
+    default="trailboss-chaos",
+    show_default=True,
+    metavar="NAME",
+    help="Name of the jobs that are pushed.",
+)
+@click.option("--payload", default="{}", show_default=True, metavar="TEXT", help="Their payload.")
+@click.option(
+    "--system-calls",
+    is_flag=True,
+    help="Kill at system calls of the start too; needs strace. Workers start by a script.",
+)
+@click.option(
+    "--report", type=click.Path(dir_okay=False), metavar="FILE.html", help="Write a report with a timeline."
+)
+@click.option(
+    "--keep", is_flag=True, help="Leave the folder of the run, with the server's log, and say where it is."
+)
+@json_flag
+@global_flags
+@click.pass_context
+def command(
+    context: click.Context,
+    plan_name: str,
+    seed: int | None,
+    seconds: float,
+    paths: tuple[str, ...],
+    clients: int | None,
+    job: str,
+    payload: str,
+    system_calls: bool,
+    report: str | None,
+    keep: bool,
+    as_json: bool,
+) -> int:
+    """Run this configuration in a private instance, kill and freeze its workers under load, and judge what clients saw.
+
+    \b
+      trailboss chaos -c .rr.yaml                              45 seconds of everything
+      trailboss chaos -c .rr.yaml --plan mid-init --for 5m     workers that die in their start
+      trailboss chaos -c .rr.yaml --path /health --path "/products?page=1" --job send-mail
+
+    A server that runs is not touched: the instance has addresses, logs and temporary files of its own. But the code is
+    yours: on_init runs, and so do the requests and jobs you name. Exit code 0 only when every invariant holds.
+    """
+    from trailboss.config import ConfigError
+
+    settings = settings_of(context)
+    if system_calls and shutil.which("strace") is None:
+        raise CommandFailed("--system-calls needs strace, which is not installed")
+    if any(not path.startswith("/") or any(not "!" <= sign <= "~" for sign in path) for path in paths):
+        raise click.UsageError(
+            "a --path begins with / and has neither spaces nor other signs that a URL cannot have"
+        )
+    try:
+        config = settings.load()
+    except ConfigError as error:
+        raise ConfigurationWrong(str(error)) from error
+    seed = secrets.randbits(32) if seed is None else seed
+    folder = Path(tempfile.mkdtemp(prefix="trailboss-chaos-"))
+    try:
+        run = prepared(
+            settings, config, folder, plan_name, seed, seconds, paths, clients, job, payload, system_calls
+        )
+        again = again_line(settings, run.plan, seconds, paths, clients, job, payload, system_calls)
+        return carried_out(run, again, report, quiet=as_json or settings.silent, as_json=as_json)
+    finally:
+        if keep:
+            click.echo(f"the folder of the run: {folder}", err=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def prepared(
+    settings: Settings,
+    config: Config,
+    folder: Path,
+    plan_name: str,
+    seed: int,
+    seconds: float,
+    paths: tuple[str, ...],
+    clients: int | None,
+    job: str,
+    payload: str,
+    system_calls: bool,
+) -> Run:
+    """Return a run that has not begun."""
+    from trailboss.chaos.instance import TRACED_WORKER, privacy_of
+    from trailboss.chaos.plan import make_plan
+    from trailboss.chaos.runner import Run, Wishes
+
+    privacy = privacy_of(config, str(folder), settings.overrides, system_calls=system_calls)
+    try:
+        plan = make_plan(seed, plan_name, list(privacy.pools), seconds, system_calls=system_calls)
+    except ValueError as error:
+        raise CommandFailed(f"{error}: there is nothing to kill") from error
+    if system_calls:
+        script = folder / "traced_worker"
+        script.write_text(TRACED_WORKER)
+        script.chmod(0o755)
+    if config.server is not None and config.server.user:
+        folder.chmod(0o711)  # workers of another user go through it to the RPC socket
+    wishes = Wishes(
+        server_words(settings, config),
+        paths or ("/",),
+        clients or privacy.pools.get("http", 0) + 2,
+        job,
+        payload.encode(errors="surrogateescape"),
+    )
+    return Run(plan, privacy, folder, wishes)
+
+
+def server_words(settings: Settings, config: Config) -> list[str]:
+    """Return the flags that make the server load what we have loaded."""
+    words = ["-c", config.source.path or "", "-w", config.source.working_directory]
+    if settings.dotenv:
+        words += ["--dotenv", settings.dotenv]
+    for override in settings.overrides:
+        words += ["-o", override]
+    return words
+
+
+def again_line(
+    settings: Settings,
+    plan: Plan,
+    seconds: float,
+    paths: tuple[str, ...],
+    clients: int | None,
+    job: str,
+    payload: str,
+    system_calls: bool,
+) -> str:
+    """Return the command line that does the same again."""
+    words = [settings.program, "chaos"]
+    for flag, value in (("-c", settings.config), ("-w", settings.workdir), ("--dotenv", settings.dotenv)):
+        words += [flag, value] if value else []
+    for override in settings.overrides:
+        words += ["-o", override]
+    words += ["--plan", plan.name, "--seed", str(plan.seed), "--for", f"{seconds:g}s"]
+    for path in paths:
+        words += ["--path", path]
+    words += ["--clients", str(clients)] if clients else []
+    words += ["--job", job] if job != "trailboss-chaos" else []
+    words += ["--payload", payload] if payload != "{}" else []
+    words += ["--system-calls"] if system_calls else []
+    return shlex.join(words)
+
+
+def carried_out(run: Run, again: str, report: str | None, *, quiet: bool, as_json: bool) -> int:
+    """Do the run, show what it has shown; returns the exit code."""
+    import trio
+
+    from trailboss.chaos.report import render_report
+    from trailboss.chaos.screen import as_json as json_of
+    from trailboss.chaos.screen import console, shown
+    from trailboss.chaos.verdict import judge
+
+    terminal = console()
+    seen = trio.run(run.run) if quiet else watched(run, terminal)
+    verdict = judge(seen, has_http="http" in run.privacy.pools, has_jobs=bool(run.privacy.pipelines))
+    if as_json:
+        print_json(json_of(run.plan, seen, verdict, run.privacy.told))
+    else:
+        terminal.print(shown(verdict, again))
+    if report is not None:
+        try:
+            Path(report).write_text(
+                render_report(run.plan, seen, verdict, run.stages, run.privacy.told, again), "utf-8"
+            )
+        except OSError as error:
+            raise CommandFailed(f"{report} cannot be written: {error.strerror}") from error
+        if not quiet:
+            terminal.print(f"report: {os.path.abspath(report)}")
+    return 0 if verdict.holds else 1
+
+
+def watched(run: Run, terminal: object) -> Seen:
+    """Do the run and say what happens: on a terminal in one line that changes, elsewhere a line for each stage."""
+    import trio
+    from rich.console import Console
+
+    from trailboss.chaos.screen import progress_line
+    from trailboss.chaos.verdict import Done
+
+    assert isinstance(terminal, Console)
+    plan, pools = run.plan, ", ".join(f"{count} x {name}" for name, count in run.privacy.pools.items())
+    terminal.print(
+        f"[bold]Trailboss chaos[/bold]  plan {plan.name}, seed {plan.seed} ({plan.digest}), workers: {pools}"
+    )
+    for change in run.privacy.limits:
+        terminal.print(f"  for this run {change.replace('=', ' = ', 1)}", style="dim")
+    stage = ""
+    with terminal.status("starting") as status:
+
+        def tell(text: str, done: Done | None) -> None:
+            nonlocal stage
+            if done is None:
+                stage = text
+                status.update(f"{stage}: starting the server")
+                if not terminal.is_terminal:
+                    terminal.print(f"{stage} …")
+            elif done.recovered is None:
+                terminal.print(progress_line(done), style="red", markup=False)
+            else:
+                status.update(f"{stage}: {progress_line(done).strip()}")
+
+        run.tell = tell
+        return trio.run(run.run)
