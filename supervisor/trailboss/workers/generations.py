@@ -18,7 +18,6 @@ from trailboss.workers.limits import RetireCause
 from trailboss.workers.outcome import Answer, Outcome
 from trailboss.workers.pool_state import PoolPhase, pick_to_remove
 from trailboss.workers.rollout import CanaryLimits, Figures, judge_canary, next_step
-from trailboss.workers.sampling import workers_that_fit
 from trailboss.workers.worker import Worker, WorkerPhase
 
 if TYPE_CHECKING:
@@ -153,7 +152,7 @@ class Generations:
             wanted = max(wanted, pool.num_workers)
         if wanted <= 1:
             return wanted
-        fits = workers_that_fit([worker.pid for worker in pool.serving_workers()])
+        fits = pool.workshop.fits([worker.pid for worker in pool.serving_workers()])
         if fits < wanted:
             log.warning(
                 "memory is short, the reset goes on with fewer new workers at once",

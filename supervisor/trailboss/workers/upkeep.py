@@ -17,7 +17,7 @@ from trailboss.workers.generations import ResetFailed
 from trailboss.workers.limits import RetireCause
 from trailboss.workers.pool_state import PoolPhase
 from trailboss.workers.recycle import DueWorker, Replacement, plan
-from trailboss.workers.sampling import memory_bytes, workers_that_fit
+from trailboss.workers.sampling import memory_bytes
 from trailboss.workers.worker import WorkerPhase
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Upkeep:
         """For how many of `wanted` further workers there is memory."""
         if self._pool.config.max_surge == 0:
             return 0
-        return min(wanted, workers_that_fit([worker.pid for worker in self._pool.serving_workers()]))
+        return min(wanted, self._pool.workshop.fits([worker.pid for worker in self._pool.serving_workers()]))
 
     async def _watch_memory(self) -> None:
         """Retire workers above max_worker_memory, in their turn and after what they run."""
@@ -251,7 +251,7 @@ class Upkeep:
             busy=figures.busy,
             queued=figures.queued,
             oldest_wait_seconds=pool.oldest_wait_seconds(now),
-            headroom=workers_that_fit([worker.pid for worker in pool.serving_workers()]) if may_grow else 0,
+            headroom=pool.workshop.fits([worker.pid for worker in pool.serving_workers()]) if may_grow else 0,
         )
 
 

@@ -31,7 +31,7 @@ from trailboss.workers.lane import MOVES_MAX, Breach, Exec, Lane, LaneOwner, Tic
 from trailboss.workers.limits import RetireCause, WorkerLimits
 from trailboss.workers.outcome import Answer, Outcome, WorkerDied
 from trailboss.workers.output import BootVoice, LineDrain
-from trailboss.workers.process import Process, SpawnFailed, spawn
+from trailboss.workers.process import Process, SpawnFailed
 from trailboss_worker.protocol.control import check_handshake, encode_pid, encode_stop, takes_files
 from trailboss_worker.protocol.errors import FrameError, RemoteProtocolError, likely_cause
 from trailboss_worker.protocol.frames import FrameDecoder
@@ -299,7 +299,7 @@ class Worker(LaneOwner):
             try:
                 launch = shop.launch(pool.spec)
                 self.command = " ".join(launch.argv)
-                self.process = await spawn(
+                self.process = await shop.spawner(
                     launch.argv,
                     launch.environment,
                     wall=wall,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from trailboss.workers.confine import PACKAGES, missing_tools, prefix_for
 from trailboss.workers.deaths import Deaths
 from trailboss.workers.guard import INSTANCE_VARIABLE, Guard
 from trailboss.workers.outcome import Answer
-from trailboss.workers.process import Identity, resolve_identity
+from trailboss.workers.process import Identity, Process, resolve_identity, spawn
 from trailboss.workers.relay import RelayHub
+from trailboss.workers.sampling import workers_that_fit
 
 __all__ = ["Launch", "PoolSpec", "Workshop", "child_environment", "resolve_command"]
 
@@ -107,6 +108,10 @@ class Workshop:
     directory: str = ""
     #: Spans of worker boots.
     telemetry: Telemetry = field(default_factory=Telemetry)
+    #: Starts the processes of workers, with the arguments of `process.spawn`; a simulation has its own.
+    spawner: Callable[..., Awaitable[Process]] = spawn
+    #: For how many more workers like these pids there is memory.
+    fits: Callable[[Sequence[int]], int] = workers_that_fit
     boot_limiter: trio.CapacityLimiter = field(init=False)
 
     def __post_init__(self) -> None:
