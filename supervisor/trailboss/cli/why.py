@@ -136,6 +136,11 @@ def explain(death: Mapping[str, object]) -> str:
     for name, label in (("stray_output", "on standard output"), ("hint", "likely")):
         if death.get(name):
             lines.append(f"  {label}: {clean(death[name])}")
+    if death.get("seen"):
+        lines.append(f"  when it was killed: {clean(death['seen'])}")
+    stack = death.get("stack")
+    if isinstance(stack, list) and stack:
+        lines += ["  its stack then:", *(f"    {clean(line)}" for line in stack)]
     output = death.get("last_output")
     if isinstance(output, Sequence) and not isinstance(output, str) and output:
         lines += ["  last lines on standard error:", *(f"    {clean(line)}" for line in output)]

@@ -410,9 +410,10 @@ def _read_choice(
     if unavailable is not None:
         raise _Wrong(*unavailable)
     choices = [str(choice) for choice in get_args(hint)]
-    if isinstance(node.value, dict | list) or word not in choices:
+    known = {choice.lower(): choice for choice in choices}
+    if isinstance(node.value, dict | list) or word not in known:
         raise _Wrong(f"not a known value{quoted(node)}", f"use one of: {', '.join(filter(None, choices))}")
-    return word
+    return known[word]
 
 
 def _read_duration(

@@ -272,6 +272,15 @@ class SupervisorConfig:
     ttl: Duration = key(0.0, "Greatest age; an older worker is replaced when it is idle.")
     idle_ttl: Duration = key(0.0, "Greatest idle time after the first use; the worker is then replaced.")
     exec_ttl: Duration = key(0.0, "Longest execution; the worker is killed in the middle of it.")
+    slow_log: Duration = key(
+        0.0, "An execution that takes longer is logged, once, with what its worker is doing; it goes on."
+    )
+    term_signal: Literal["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1"] = key(
+        "SIGTERM", "What a worker that is to be killed is sent first, where term_grace is set."
+    )
+    term_grace: Duration = key(
+        0.0, "Time between term_signal and SIGKILL, both to its process group; 0: SIGKILL at once."
+    )
     max_worker_memory: Megabytes = key(
         0, "Memory; a larger worker is replaced in its turn, after what it runs.", "MB", minimum=0
     )

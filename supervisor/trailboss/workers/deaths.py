@@ -55,6 +55,9 @@ class DeathRecord:
     stray_output: str = ""
     #: Likely cause of stray output, for people.
     hint: str = ""
+    #: Of one that hung: what the kernel said it was doing, and its own stack where it could tell it.
+    seen: str = ""
+    stack: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """JSON values, for `trailboss.Deaths` and `--json`."""
@@ -79,6 +82,8 @@ class DeathRecord:
             "last_output": list(self.last_output),
             "stray_output": self.stray_output,
             "hint": self.hint,
+            "seen": self.seen,
+            "stack": list(self.stack),
         }
 
     def explain(self) -> str:
@@ -102,6 +107,11 @@ class DeathRecord:
             lines.append(f"  on standard output: {self.stray_output}")
         if self.hint:
             lines.append(f"  likely: {self.hint}")
+        if self.seen:
+            lines.append(f"  when it was killed: {self.seen}")
+        if self.stack:
+            lines.append("  its stack then:")
+            lines += [f"    {line}" for line in self.stack]
         if self.last_output:
             lines.append("  last lines on standard error:")
             lines += [f"    {line}" for line in self.last_output]

@@ -284,6 +284,9 @@ class LaneOwner:
         """exec_ttl has passed over `exec_`: kill the worker now. `begun` is what it has said, if no whole answer."""
         raise NotImplementedError
 
+    def exec_slow(self) -> None:
+        """slow_log has passed since the exec under way was begun; said once for each. It goes on."""
+
 
 class Lane:
     """See the module's text. `pid` is for messages only."""
@@ -302,6 +305,7 @@ class Lane:
         "_pending",
         "_pool",
         "_reactor",
+        "_slow_told",
         "_stray_since",
         "_tail",
         "asked_to_stop",
@@ -312,11 +316,13 @@ class Lane:
         "executions",
         "executions_max",
         "last_used",
+        "limit",
         "overdue",
         "parked",
         "pid",
         "read_fd",
         "retiring",
+        "slow_log",
         "started_at",
         "watch",
         "write_fd",
@@ -336,6 +342,7 @@ class Lane:
         executions_max: int,
         decoder: FrameDecoder | None = None,
         files: socket.socket | None = None,
+        slow_log: float = 0.0,
     ) -> None:
         self._reactor = reactor
         self._pool = pool
@@ -366,6 +373,11 @@ class Lane:
         self.last_used = 0.0
         self.deadline = 0.0
         self.exec_ttl = exec_ttl
+        self.slow_log = slow_log
+        #: The first look at an exec is this long after its start; 0: none, and nothing is spent on it.
+        self.limit = min(slow_log or exec_ttl, exec_ttl or slow_log)
+        #: Start of the exec that was last reported as slow.
+        self._slow_told = -1.0
         self.executions = 0
         self.executions_max = executions_max
         #: Set by the owner: finish what runs, take nothing new.
@@ -436,11 +448,11 @@ class Lane:
         if sent < len(frame):
             self._pending = memoryview(frame)[sent:]
             self._reactor.want_write(self.write_fd, True)
-        if self.exec_ttl:
+        if self.limit:
             self.deadline = now + self.exec_ttl
             if self._expiry is None:
                 self._expiry = _Expiry(self)
-                self._reactor.wheel.add(self.deadline, self._expiry)
+                self._reactor.wheel.add(now + self.limit, self._expiry)
         return True
 
     def _start_file(self, exec_: Exec, head: bytes, body: FileBody) -> bool:
@@ -464,11 +476,11 @@ class Lane:
             self._file = body
             self._file_position = 0
             self._reactor.want_write(self.write_fd, True)
-        if self.exec_ttl:
+        if self.limit:
             self.deadline = now + self.exec_ttl
             if self._expiry is None:
                 self._expiry = _Expiry(self)
-                self._reactor.wheel.add(self.deadline, self._expiry)
+                self._reactor.wheel.add(now + self.limit, self._expiry)
         if sent < len(head):
             self._pending = memoryview(head)[sent:]
             self._reactor.want_write(self.write_fd, True)
@@ -930,16 +942,21 @@ class Lane:
         self._break(Breach("internal error", f"{type(error).__name__}: {error}"))
 
     def on_deadline(self, now: float) -> None:
-        """The wheel: the exec that was under way when the entry was made may be overdue, or long answered."""
+        """The wheel: the exec that was under way when the entry was made may be slow, overdue, or long answered."""
         expiry, self._expiry = self._expiry, None
         exec_ = self.current
         if exec_ is None or expiry is None:
             return
         if exec_.paused:  # it is the receiver that is slow
             self.deadline = now + self.exec_ttl
-        if now < self.deadline:  # another exec by now
+        next_look = float("inf")
+        if self.slow_log:
+            next_look = self._look_for_slow(exec_, now)
+        if self.exec_ttl:
+            next_look = min(next_look, self.deadline)
+        if now < next_look:  # another exec by now, or one that is slow and has time left
             self._expiry = expiry
-            self._reactor.wheel.add(self.deadline, expiry)
+            self._reactor.wheel.add(next_look, expiry)
             return
         self.current = None
         self.overdue = True
@@ -949,6 +966,20 @@ class Lane:
         exec_.on_outcome(
             ExecTimeout(f"no answer within exec_ttl ({self.exec_ttl:g} s); worker {self.pid} was killed")
         )
+
+    def _look_for_slow(self, exec_: Exec, now: float) -> float:
+        """Report `exec_` if it is slow, once; one whose answer comes in parts is not. Returns when to look again.
+
+        That is also when the next exec of this lane, which finds the entry in place, may have become slow.
+        """
+        if self._slow_told == self.started_at or exec_.parts:
+            return now + self.slow_log
+        slow_at = self.started_at + self.slow_log
+        if now < slow_at:
+            return slow_at
+        self._slow_told = self.started_at
+        self._owner.exec_slow()
+        return now + self.slow_log
 
 
 class _Expiry:

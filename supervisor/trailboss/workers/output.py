@@ -121,6 +121,8 @@ class LineDrain:
         #: Lines that the rate limit kept out of the log.
         self.dropped = 0
         self._last: deque[bytes] = deque(maxlen=STDERR_LINES_MAX)
+        #: Sees every line first; one that it takes is neither logged nor kept.
+        self.taker: Callable[[str], bool] | None = None
         reactor.register(fd, self.on_readable, None, self._failed)
 
     @property
@@ -195,6 +197,8 @@ class LineDrain:
         if len(line) > self._line_max:
             cut += len(line) - self._line_max
             line = line[: self._line_max]
+        if self.taker is not None and self.taker(line.decode("utf-8", "backslashreplace")):
+            return
         self._last.append(line[:KEPT_LINE_MAX])
         if self._rate:
             second = int(self._reactor.now)

@@ -45,7 +45,7 @@ from trailboss.workers.quarantine import Quarantine, QuarantineLimits
 from trailboss.workers.restart import FirstStart, RestartBudget, RestartPolicy, SlotHistory
 from trailboss.workers.sampling import cpu_percent, resident_bytes
 from trailboss.workers.upkeep import Upkeep
-from trailboss.workers.worker import Worker, WorkerExit, WorkerPhase
+from trailboss.workers.worker import STACK_SECONDS, Worker, WorkerExit, WorkerPhase
 from trailboss.workers.workshop import PoolSpec, Workshop
 
 __all__ = [
@@ -602,7 +602,8 @@ class Pool:
         self._poke_change()
         if self.nursery is None:
             return
-        with trio.move_on_at(limit):
+        # The owner tasks kill at `limit` themselves, after a look at what their workers do.
+        with trio.move_on_at(limit + STACK_SECONDS + self.config.supervisor.term_grace):
             await self._finished.wait()
             return
         for slot in list(self.slots):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from trailboss.log import logger
 from trailboss.reactor import Reactor
+from trailboss.workers.stuck import Speaker, speaker_of
 from trailboss_worker.protocol.control import check_handshake, encode_pid
 from trailboss_worker.protocol.errors import RemoteProtocolError
 from trailboss_worker.protocol.frames import FrameDecoder
@@ -82,7 +83,7 @@ class RelayHub:
         self._socket: socket.socket | None = None
         self._pending: dict[int, _Greeting] = {}
         #: Children that wait for their connection, by session id.
-        self._expected: dict[int, Callable[[int, bytes], None]] = {}
+        self._expected: dict[int, Callable[[int, bytes, Speaker], None]] = {}
         #: Complete handshakes that nobody expects yet, by session id.
         self._early: dict[int, _Greeting] = {}
 
@@ -128,8 +129,8 @@ class RelayHub:
         for greeting in list(self._pending.values()):
             greeting.close()
 
-    def expect(self, session: int, attach: Callable[[int, bytes], None]) -> None:
-        """Call ``attach(fd, rest)`` once when a process of `session` has shaken hands; the fd is then the caller's.
+    def expect(self, session: int, attach: Callable[[int, bytes, Speaker], None]) -> None:
+        """Call ``attach(fd, rest, speaker)`` once when a process of `session` has shaken hands; the fd is then the caller's.
 
         `rest` is what the worker said behind its hello: nothing, if it keeps to the protocol.
         """
@@ -237,6 +238,7 @@ class _Greeting:
         self._decoder = FrameDecoder(64 * 1024)
         self._done = False
         self._greeted = False
+        self._speaker = Speaker(0)
         self.fd = connection.fileno()
 
     @property
@@ -302,6 +304,7 @@ class _Greeting:
             if frame is None:
                 return
             pid = check_handshake(frame)
+            self._speaker = speaker_of(pid, frame)
             self._greeted = True
         except RemoteProtocolError as error:
             log.warning("a relay connection sent no handshake and was closed", error=str(error))
@@ -309,11 +312,11 @@ class _Greeting:
             return
         self._hub.greeted(self, pid)
 
-    def release(self) -> tuple[int, bytes]:
-        """Give the connection away, with what lies unread behind the hello."""
+    def release(self) -> tuple[int, bytes, Speaker]:
+        """Give the connection away, with what lies unread behind the hello, and who said that."""
         self._done = True
         self._reactor.unregister(self.fd)
-        return self._connection.detach(), self._decoder.pending_bytes(256)
+        return self._connection.detach(), self._decoder.pending_bytes(256), self._speaker
 
     def _on_deadline(self, _now: float) -> None:
         if self._done or self._greeted:

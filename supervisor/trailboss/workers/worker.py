@@ -32,6 +32,7 @@ from trailboss.workers.limits import RetireCause, WorkerLimits
 from trailboss.workers.outcome import Answer, Outcome, WorkerDied
 from trailboss.workers.output import BootVoice, LineDrain
 from trailboss.workers.process import Process, SpawnFailed
+from trailboss.workers.stuck import Look, Speaker, StackLines, look_at, speaker_of
 from trailboss_worker.protocol.control import check_handshake, encode_pid, encode_stop, takes_files
 from trailboss_worker.protocol.errors import FrameError, RemoteProtocolError, likely_cause
 from trailboss_worker.protocol.frames import FrameDecoder
@@ -51,6 +52,12 @@ TERM_SECONDS = 1.0
 KILL_SECONDS_MAX = 5.0
 #: stderr of a dead worker is read to its end for at most so long: descendants may hold the pipe.
 LAST_WORDS_SECONDS = 0.2
+#: Before it is killed, or reported as slow, a worker that can say where it is has so long to do so.
+STACK_SECONDS = 0.1
+#: A kill is carried out after this time even if the owner task does not get to it.
+KILL_SURELY_SECONDS = 1.0
+#: Breaches that mean that it hangs, so that what it does is of interest.
+_HANGING = frozenset({"boot_timeout", "stream timeout", "warmup"})
 #: A boot keeps its place among `boot_parallelism` for at most so long: one that takes longer waits for something,
 #: and must not keep the workers of other pools from booting.
 BOOT_PLACE_SECONDS_MAX = 2.0
@@ -133,6 +140,14 @@ class Worker(LaneOwner):
         #: (seconds, bytes) of the first and the last look at its memory.
         self._memory_first: tuple[float, int] | None = None
         self._memory_last: tuple[float, int] | None = None
+        #: Whoever has shaken hands.
+        self._speaker = Speaker(0)
+        self._is_slow = False
+        #: What it was doing when it was killed, and its stack.
+        self._seen = Look()
+        self._stack: tuple[str, ...] = ()
+        #: The signal that asked it to end before it was to be killed.
+        self._asked_by = ""
         #: Its command line, for people.
         self.command = ""
 
@@ -201,11 +216,19 @@ class Worker(LaneOwner):
         self._poke()
 
     def kill(self, cause: str) -> None:
-        """End it now, SIGKILL to the group; `cause` goes into the death record."""
-        if not self._kill_cause:
-            self._kill_cause = cause
-        if self.process is not None:
-            self.process.signal_group(signal.SIGKILL)
+        """End it, SIGKILL to the group; `cause` goes into the death record. A second call does so at once.
+
+        Before that the owner task looks at what it does, and gives it `term_grace` where that is configured.
+        """
+        again, process = bool(self._kill_cause), self.process
+        self._kill_cause = self._kill_cause or cause
+        if process is not None:
+            if again or not self.was_ready:
+                process.signal_group(signal.SIGKILL)
+            else:
+                # Whatever may keep the owner task.
+                surely = trio.current_time() + self._pool.config.supervisor.term_grace + KILL_SURELY_SECONDS
+                self._shop.reactor.wheel.add(surely, lambda _now: process.signal_group(signal.SIGKILL))
         self._poke()
 
     def lane_broken(self, breach: Breach) -> None:
@@ -244,6 +267,11 @@ class Worker(LaneOwner):
             self._breach = Breach("exec_ttl", "it had begun to say something", begun, likely_cause(begun))
         self.kill("exec_ttl")
 
+    def exec_slow(self) -> None:
+        """Fact from the reactor: slow_log has passed over what it runs."""
+        self._is_slow = True
+        self._poke()
+
     def _poke(self) -> None:
         self._wake.set()
 
@@ -278,7 +306,8 @@ class Worker(LaneOwner):
                     await self._stop()
             finally:
                 if self.process is not None:
-                    with trio.CancelScope(shield=True, deadline=trio.current_time() + KILL_SECONDS_MAX + 2):
+                    seconds = KILL_SECONDS_MAX + 2 + self._pool.config.supervisor.term_grace
+                    with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds):
                         await self._bury()
             return self._report()
         finally:
@@ -304,6 +333,8 @@ class Worker(LaneOwner):
                     launch.environment,
                     wall=wall,
                     identity=launch.identity,
+                    prefix=launch.prefix,
+                    umask=launch.umask,
                     directory=shop.directory or None,
                     stdin=launch.stdin,
                     files=launch.files,
@@ -418,7 +449,7 @@ class Worker(LaneOwner):
             if frame is None:
                 reactor.wheel.add(reactor.now + STRAY_SECONDS, self._judge_greeting)
                 return
-            check_handshake(frame)
+            self._speaker = speaker_of(check_handshake(frame), frame)
             self._takes_files = takes_files(frame)
             if decoder.buffered:
                 raise FrameError("bad_crc", "", decoder.pending_bytes(256))
@@ -463,9 +494,10 @@ class Worker(LaneOwner):
             text = (breach.excerpt + more)[:256]
             self._breach = garbage_breach(FrameError("bad_crc", "", text), text)
 
-    def _connected(self, fd: int, rest: bytes) -> None:
+    def _connected(self, fd: int, rest: bytes, speaker: Speaker) -> None:
         """Hub: our child has connected and shaken hands on `fd`."""
         self._relay_fd = fd
+        self._speaker = speaker
         if rest:
             self.lane_broken(garbage_breach(FrameError("bad_crc", "", rest), rest))
         else:
@@ -488,6 +520,7 @@ class Worker(LaneOwner):
             exec_ttl=self._exec_ttl,
             executions_max=self._limits.executions_soon,
             files=process.files if self._takes_files else None,
+            slow_log=pool.config.supervisor.slow_log,
         )
         self.lane.attach()
         if not await self._warm_up():
@@ -577,6 +610,8 @@ class Worker(LaneOwner):
                     self._pool.worker_settled(self)
                 else:
                     check = min(check, settled_at)
+            if self._is_slow:
+                await self._tell_slow(lane)
             await self._wait(max(check, now + 0.01))
 
     async def _stop(self) -> None:
@@ -593,6 +628,8 @@ class Worker(LaneOwner):
                 if trio.current_time() >= self._drain_deadline:
                     self.kill(f"still busy when the time to {self._retire_word} was over")
                     return
+                if self._is_slow:
+                    await self._tell_slow(lane)
                 await self._wait(self._drain_deadline)
             if self._ending():
                 return
@@ -646,6 +683,8 @@ class Worker(LaneOwner):
             await self._exits_by(trio.current_time() + SELF_EXIT_SECONDS)
         self._died_in = "busy" if self._doing is not None else self.phase_word
         self._self_exit = (self._exited or process.has_exited()) and not self._kill_cause
+        if not process.has_exited():
+            await self._before_the_kill(process)
         process.signal_group(signal.SIGKILL)
         with trio.move_on_after(KILL_SECONDS_MAX):
             # Not by way of the reactor: when everything is cancelled at once it may be gone already.
@@ -655,6 +694,65 @@ class Worker(LaneOwner):
         if lane is not None and not lane.closed:
             lane.drain()
         await self._last_words()
+
+    async def _before_the_kill(self, process: Process) -> None:
+        """Note what a hanging worker does, and give one that is killed a moment to end by itself where configured."""
+        if not self._kill_cause and (self._breach is None or self._breach.cause not in _HANGING):
+            return
+        self._seen, self._stack = await self._look(process, to_the_end=True)
+        limits = self._pool.config.supervisor
+        if not self._kill_cause or not limits.term_grace or self._seen.state in ("T", "t"):
+            return  # one that is stopped could not do anything with it
+        self._asked_by = limits.term_signal
+        process.signal_group(signal.Signals[limits.term_signal])
+        with trio.move_on_after(limits.term_grace):
+            while not process.has_exited():
+                await trio.lowlevel.wait_readable(process.pidfd)
+
+    async def _look(self, process: Process, *, to_the_end: bool = False) -> tuple[Look, tuple[str, ...]]:
+        """What it does now, and its stack if it is one that can tell. `to_the_end`: it will not say anything else."""
+        speaker = self._speaker.in_session(process.pid)
+        look = look_at(speaker.pid)
+        stderr = self._stderr
+        if stderr is None or stderr.at_eof or not look.can_be_asked:
+            return look, ()
+        stack = StackLines()
+        stderr.taker = stack.take
+        try:
+            if speaker.ask_for_stack(process.pid):
+                deadline, quiet, heard = trio.current_time() + STACK_SECONDS, 0, 0
+                # Nothing marks its end: it is over when nothing more comes.
+                while trio.current_time() < deadline and quiet < 3 and not process.has_exited():
+                    await trio.sleep(0.005)
+                    quiet = quiet + 1 if stack.lines and len(stack.lines) == heard else 0
+                    heard = len(stack.lines)
+        finally:
+            if not to_the_end:
+                stderr.taker = None
+        return look, tuple(stack.lines)
+
+    async def _tell_slow(self, lane: Lane) -> None:
+        """Log what a slow execution is and what the worker does; once for each."""
+        self._is_slow = False
+        exec_, process = lane.current, self.process
+        if exec_ is None or process is None:
+            return
+        seconds = trio.current_time() - lane.started_at
+        look, stack = await self._look(process)
+        details: dict[str, object] = {}
+        if stack:
+            details["stack"] = list(stack)
+        if self._stderr is not None and self._stderr.last_lines():
+            details["last_output"] = list(self._stderr.last_lines()[-5:])
+        log.warning(
+            "an execution is slow",
+            pid=process.pid,
+            pool=self._pool.name,
+            doing=exec_.label,
+            seconds=round(seconds, 3),
+            seen=look.describe(),
+            **details,
+        )
 
     def _release(self, process: Process) -> None:
         """Let go of everything, without waiting for anything."""
@@ -722,9 +820,12 @@ class Worker(LaneOwner):
         breach = self._breach
         if self._kill_cause == "exec_ttl":
             begun = ", only the beginning of something" if breach is not None and breach.excerpt else ""
-            return "exec_ttl", f"no answer within exec_ttl ({self._exec_ttl:g} s){begun}, killed"
+            return (
+                "exec_ttl",
+                f"no answer within exec_ttl ({self._exec_ttl:g} s){begun}, {self._end_word(how)}",
+            )
         if self._kill_cause:
-            return "killed", f"{self._kill_cause}, killed"
+            return "killed", f"{self._kill_cause}, {self._end_word(how)}"
         if breach is not None and breach.cause != "closed its pipes":
             return (
                 breach.cause,
@@ -735,6 +836,13 @@ class Worker(LaneOwner):
         if status is not None and status.signal is not None:
             return "signal", how
         return "exit", how
+
+    def _end_word(self, how: str) -> str:
+        """How one that was to be killed ended."""
+        status = self.process.status if self.process is not None else None
+        if not self._asked_by or status is None or status.signal == signal.SIGKILL:
+            return "killed"
+        return f"it ended at {self._asked_by} ({how})"
 
     def _report(self) -> WorkerExit:
         process = self.process
@@ -760,6 +868,10 @@ class Worker(LaneOwner):
             details["stray_output"] = record.stray_output
         if record.hint:
             details["hint"] = record.hint
+        if record.seen:
+            details["seen"] = record.seen
+        if record.stack:
+            details["stack"] = list(record.stack)
         if record.last_output and not was_ready:
             # All of it is in the log already, from this worker or from one before it.
             details["last_output"] = telling_line(record.last_output)
@@ -811,6 +923,8 @@ class Worker(LaneOwner):
             stray_output=quote(breach.excerpt) if breach is not None else "",
             hint=breach.hint if breach is not None else "",
             memory_growth_bytes_per_hour=self._memory_growth(),
+            seen=self._seen.describe(),
+            stack=self._stack,
         )
 
     def _spawn_failed(self, text: str, *, permanent: bool) -> WorkerExit:

@@ -136,6 +136,8 @@ def boot(how):
     elif how == "late":
         time.sleep(0.4)
         say(hello)
+    elif how == "claims-stack":  # says that it writes its stack at SIGUSR2, which would end it
+        say(frame(b'{"pid":%d,"stack_signal":12}' % os.getpid(), 1))
     elif how == "child":
         spawn_child(False)
         spawn_child(True)
@@ -297,9 +299,18 @@ def early(command, size):
         hang()
 
 
+def tidy_up(_number, _frame):
+    write_error(b"tidying up\n")
+    time.sleep(0.1)
+    write_error(b"tidy\n")
+    os._exit(5)
+
+
 def main():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     arguments = sys.argv[1:]
+    if "tidy-term" in arguments:  # cleans up for a moment at SIGTERM, then leaves
+        signal.signal(signal.SIGTERM, tidy_up)
     if "ignore-term" in arguments:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     boot(arguments[0] if arguments else "")

@@ -236,7 +236,7 @@ async def test_hello_before_the_spawn_is_reported(socket_relay: str) -> None:
         with _early_bird(stage) as session:
             await until(lambda: hub._early, 10)
             attached: list[int] = []
-            hub.expect(session, lambda fd, _rest: attached.append(fd))
+            hub.expect(session, lambda fd, _rest, _speaker: attached.append(fd))
             assert len(attached) == 1
             os.close(attached[0])
         with _early_bird(stage):

@@ -38,12 +38,16 @@ def encode_pid(pid: int) -> bytes:
     return encode_frame(b'{"pid":%d}' % pid, flags=CONTROL | JSON)
 
 
-def encode_pid_answer(pid: int, *, files: bool = False) -> bytes:
+def encode_pid_answer(pid: int, *, files: bool = False, stack_signal: int = 0) -> bytes:
     """The worker's answer to `encode_pid`; like PHP's it carries no codec bit.
 
-    With `files` it says that a body may come as an open file, which Trailboss alone offers (variable TRAILBOSS_FILES).
+    With `files` it says that a body may come as an open file, which Trailboss alone offers (variable TRAILBOSS_FILES);
+    with `stack_signal` that this signal makes it write its stack to standard error. RoadRunner looks at the pid alone.
     """
-    return encode_frame(b'{"pid":%d%b}' % (pid, b',"files":true' if files else b""), flags=CONTROL)
+    more = b',"files":true' if files else b""
+    if stack_signal:
+        more += b',"stack_signal":%d' % stack_signal
+    return encode_frame(b'{"pid":%d%b}' % (pid, more), flags=CONTROL)
 
 
 def encode_stop() -> bytes:
@@ -80,6 +84,13 @@ def check_handshake(frame: Frame) -> int:
     if not 0 < pid < 2**31:
         raise HandshakeError(f"the worker reports the impossible pid {pid}")
     return pid
+
+
+def stack_signal_of(frame: Frame) -> int:
+    """The signal that makes the worker of this handshake, which has been checked, write its stack; 0: none."""
+    message = json_loads_limited(frame.payload, size_max=_CONTROL_BYTES_MAX)
+    number = message.get("stack_signal") if isinstance(message, dict) else None
+    return number if isinstance(number, int) and not isinstance(number, bool) else 0
 
 
 def takes_files(frame: Frame) -> bool:

@@ -8,11 +8,45 @@ that pipe and its relay together. Handlers an application has installed itself s
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 from collections.abc import Callable
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STACK_SIGNAL = signal.SIGUSR2
+
+_offers_stack = False
+
+
+def offer_stack() -> int:
+    """Let SIGUSR2 write the stacks of all threads to standard error; gives the signal's number.
+
+    The interpreter does that by itself, also while Python code computes, waits or holds its lock for good. Gives 0 and
+    changes nothing where the application uses the signal already.
+    """
+    global _offers_stack
+    if not _offers_stack:
+        if signal.getsignal(STACK_SIGNAL) is not signal.SIG_DFL or _is_caught(STACK_SIGNAL):
+            return 0
+        try:
+            faulthandler.register(STACK_SIGNAL, file=2, all_threads=True)
+        except (AttributeError, OSError, RuntimeError, ValueError):
+            return 0  # an interpreter or a system without it
+        _offers_stack = True
+    return int(STACK_SIGNAL)
+
+
+def _is_caught(number: int) -> bool:
+    """Whether something other than Python code handles the signal, as far as the system tells."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("SigCgt:"):
+                    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    except (OSError, ValueError):
+        pass
+    return False
 
 
 class StopSignals:

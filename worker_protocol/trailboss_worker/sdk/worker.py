@@ -29,7 +29,7 @@ from trailboss_worker.protocol.control import (
 from trailboss_worker.protocol.errors import LocalProtocolError, RemoteProtocolError
 from trailboss_worker.protocol.payload import split_payload
 from trailboss_worker.sdk.relay import Relay, open_relay, wait_ready
-from trailboss_worker.sdk.signals import StopSignals
+from trailboss_worker.sdk.signals import StopSignals, offer_stack
 
 PAYLOAD_CAP_BYTES = 0xFFFFFFFF  # the server is trusted and may send bodies up to its own max_request_size
 READ_BYTES_MIN = 64 * 1024
@@ -87,6 +87,7 @@ class Worker:
         self._stream_refused = False
         self._poll = select.poll()
         self._poll.register(self._relay.read_fd, select.POLLIN)
+        self._stack_signal = offer_stack()
         self._signals = StopSignals(self.request_stop) if handle_signals else None
         if self._signals is not None:
             self._poll.register(self._signals.wake_fd, select.POLLIN)
@@ -236,7 +237,8 @@ class Worker:
 
     def _on_control(self, frame: frames.Frame) -> None:
         if isinstance(parse_control(frame.payload), PidRequest):
-            self._send(encode_pid_answer(os.getpid(), files=self._takes_files))
+            answer = encode_pid_answer(os.getpid(), files=self._takes_files, stack_signal=self._stack_signal)
+            self._send(answer)
         else:
             self._over = True
 
