@@ -82,7 +82,14 @@ class Privacy:
     #: Limits in force, by pool.
     exec_ttl: dict[str, float] = field(default_factory=dict)
     boot_timeout: dict[str, float] = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=dict)
+    #: Longest wait for an answer of the RPC port: longer than the gate may let a call wait.
+    call_seconds: float = 10.0
+
+    @property
+    def gated(self) -> list[tuple[str, object]]:
+        """Calls that wait at the gate while a server starts."""
+        calls: list[tuple[str, object]] = [("informer.Workers", name) for name in self.pools]
+        return [*calls, ("jobs.Books", True)] if self.pipelines else calls
 
     @property
     def told(self) -> list[str]:
@@ -170,6 +177,7 @@ def privacy_of(
         config.endure.grace_period,
         exec_ttl,
         boot_timeout,
+        config.rpc.ready_timeout + 5.0,
     )
 
 
@@ -201,7 +209,7 @@ class Instance:
         with open(self.folder / "stdout", "wb") as out, open(self.folder / "stderr", "wb") as err:
             self._process = subprocess.Popen(
                 self._command,
-                env={**os.environ, "TMPDIR": str(temporary), **self.privacy.environment, MARK: self.mark},
+                env={**os.environ, "TMPDIR": str(temporary), MARK: self.mark},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,

@@ -11,6 +11,7 @@ import itertools
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import trio
 
@@ -22,13 +23,14 @@ __all__ = ["Head", "Load", "body_length", "parse_head", "push_argument"]
 
 #: Longer than any worker may take in a run.
 REQUEST_SECONDS_MAX = 15.0
-CALL_SECONDS_MAX = 10.0
 #: Between two exchanges of one client.
 PAUSE_SECONDS = 0.01
 #: Between two rounds of the caller of the RPC port.
 CALL_PAUSE_SECONDS = 0.02
-#: Methods that read: any server must always be able to answer them, or say what it waits for.
-METHODS = ("trailboss.State", "rpc.Version", "informer.List", "resetter.List", "trailboss.Methods")
+#: Methods that answer in every phase, and with them those that go through the gate, so they wait while a server starts.
+ALWAYS_ON: Final = tuple(
+    (name, True) for name in ("trailboss.State", "rpc.Version", "informer.List", "resetter.List")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,10 @@ class Load:
     pipelines: Sequence[str] = ()
     job: str = "trailboss-chaos"
     payload: bytes = b"{}"
+    #: (method, argument) of calls that go through the gate.
+    gated: Sequence[tuple[str, object]] = ()
+    #: Longest wait for an answer to a call: longer than the gate may let it wait.
+    call_seconds: float = 10.0
     #: Statuses that the application gives when nothing is wrong.
     usual: set[int] = field(default_factory=set)
     #: Pushes that the server has acknowledged since `begin_life`.
@@ -105,7 +111,9 @@ class Load:
                         nursery.start_soon(self._browser, number)
                 if self.pipelines:
                     nursery.start_soon(self._pusher)
-                nursery.start_soon(self._caller)
+                nursery.start_soon(self._caller, ALWAYS_ON)
+                if self.gated:
+                    nursery.start_soon(self._caller, self.gated)
                 task_status.started()
         finally:
             for stream in self._streams:
@@ -242,11 +250,11 @@ class Load:
             outcome, client = await self._call("push", client, "jobs.Push", argument)
             self.acknowledged += outcome is Outcome.ANSWERED
 
-    async def _caller(self) -> None:
+    async def _caller(self, calls: Sequence[tuple[str, object]]) -> None:
         client: Client | None = None
-        for method in itertools.cycle(METHODS):
+        for method, argument in itertools.cycle(calls):
             await self._turn(CALL_PAUSE_SECONDS)
-            _, client = await self._call("rpc", client, method, True)
+            _, client = await self._call("rpc", client, method, argument)
 
     async def _call(
         self, who: str, client: Client | None, method: str, argument: object
@@ -259,13 +267,13 @@ class Load:
             if client is None:
                 client = await Client.connect(self.rpc_path)
                 self._streams.add(client.stream)
-            await client.call(method, argument, CALL_SECONDS_MAX)
+            await client.call(method, argument, self.call_seconds)
         except CallFailed as error:
             outcome, text = Outcome.REFUSED, str(error)
         except ConnectionGone:
             outcome = Outcome.UNREACHABLE if client is None else Outcome.CUT
         except trio.TooSlowError:
-            outcome, text = Outcome.SILENT, f"{method} within {CALL_SECONDS_MAX:g} s"
+            outcome, text = Outcome.SILENT, f"{method} within {self.call_seconds:g} s"
         finally:
             self._busy -= 1
         if outcome in (Outcome.CUT, Outcome.SILENT) and client is not None:

@@ -86,7 +86,7 @@ def render_report(
 <body>
 <main>
 <header>
-<div><h1>Trailboss chaos</h1><p class="soft">{summary}</p></div>
+<div class="what"><h1>Trailboss chaos</h1><p class="soft">{summary}</p></div>
 {badge}
 </header>
 <section>

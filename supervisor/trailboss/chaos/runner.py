@@ -82,6 +82,8 @@ class Run:
             self.privacy.pipelines,
             self.wishes.job,
             self.wishes.payload,
+            gated=self.privacy.gated,
+            call_seconds=self.privacy.call_seconds,
         )
         for stage, injections in self.plan.injections.items():
             self.tell(stage.value, None)
@@ -166,7 +168,15 @@ class _Stage:
 
     async def _watch_start(self, up: trio.Event) -> None:
         """Call the RPC port while the server starts: the gate is judged from its first moment."""
-        probe = Load(self.run_.now, self.record.replies.append, None, self.run_.privacy.socket_path)
+        privacy = self.run_.privacy
+        probe = Load(
+            self.run_.now,
+            self.record.replies.append,
+            None,
+            privacy.socket_path,
+            gated=privacy.gated,
+            call_seconds=privacy.call_seconds,
+        )
         async with trio.open_nursery() as nursery:
             await nursery.start(probe.run)
             await up.wait()

@@ -243,8 +243,8 @@ def _requests(seen: Seen) -> Finding:
     answered = sum(reply.outcome is Outcome.ANSWERED for reply in replies)
     holds = len(failed) <= allowed and answered > 0
     told = ", ".join(f"{count} {text}" for text, count in _texts(failed))
-    report = f"{answered} answered, {len(failed)} failed on {allowed} workers that were hit"
-    return Finding("requests", holds, text, f"{report}: {told}" if failed and not holds else report)
+    report = f"{answered:,} answered, {len(failed)} failed; {allowed} workers were hit"
+    return Finding("requests", holds, text, f"{report}: {told}" if failed else report)
 
 
 def _gate(seen: Seen) -> Finding:
@@ -261,7 +261,7 @@ def _gate(seen: Seen) -> Finding:
             bad.append(reply)
     refused = sum(reply.outcome is Outcome.REFUSED for reply in calls)
     slowest = max((reply.seconds for reply in calls), default=0.0)
-    good = f"{len(calls)} calls, {refused} told to wait, the slowest {slowest:.2f} s"
+    good = f"{len(calls):,} calls, {refused} refused with a reason, the slowest {slowest:.2f} s"
     wrong = "; ".join(f"{count} {text}" for text, count in _texts(bad))
     return Finding("gate", not bad and bool(calls), text, wrong or good)
 
@@ -289,7 +289,7 @@ def _jobs(seen: Seen) -> Finding:
         "jobs",
         not problems,
         text,
-        "; ".join(problems) or f"{acknowledged} acknowledged, {pushed} in the books",
+        "; ".join(problems) or f"{acknowledged:,} acknowledged, {pushed:,} in the books",
     )
 
 
@@ -298,7 +298,9 @@ def _books(seen: Seen) -> Finding:
     wrong = [f"{totals}" for _, totals, balanced in seen.books if not balanced or not _adds_up(totals)]
     done = sum(totals["done"] for _, totals, _ in seen.books)
     dead = sum(totals["dead"] for _, totals, _ in seen.books)
-    good = f"{len(seen.books)} times: {done} done, {dead} dead" if seen.books else "no server came to rest"
+    good = (
+        f"{len(seen.books)} times: {done:,} done, {dead:,} dead" if seen.books else "no server came to rest"
+    )
     return Finding("books", not wrong, text, "; ".join(wrong) or good)
 
 
