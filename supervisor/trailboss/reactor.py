@@ -132,6 +132,8 @@ class Reactor:
         self.batches = 0
         #: Exceptions contained at this boundary.
         self.failures = 0
+        #: Called once when there is something to do again, then forgotten: the watchdog sleeps as long as we do.
+        self.on_wake: Callback | None = None
 
     # --- registration ---------------------------------------------------------------------------------------------
 
@@ -204,8 +206,15 @@ class Reactor:
 
     def touch(self) -> float:
         """Take the time anew and return it; for callers outside a batch."""
+        if self.on_wake is not None:
+            self._wake_others()
         self.now = trio.current_time()
         return self.now
+
+    def _wake_others(self) -> None:
+        on_wake, self.on_wake = self.on_wake, None
+        if on_wake is not None:
+            on_wake()
 
     @property
     def late(self) -> bool:
@@ -258,6 +267,8 @@ class Reactor:
                     await trio.lowlevel.wait_readable(fileno)
                 finally:
                     self._waiting = False
+                if self.on_wake is not None:
+                    self._wake_others()
                 self._turn_ends = perf() + BATCH_SECONDS_MAX
                 continue
             self.now = trio.current_time()

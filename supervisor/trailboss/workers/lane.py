@@ -394,6 +394,11 @@ class Lane:
         state = "closed" if self.closed else "busy" if self.current is not None else "idle"
         return f"<Lane pid={self.pid} {state} executions={self.executions}>"
 
+    @property
+    def owner(self) -> LaneOwner:
+        """Whoever is told what this lane finds out."""
+        return self._owner
+
     def attach(self) -> None:
         """Begin to listen."""
         if self.read_fd == self.write_fd:
@@ -958,6 +963,21 @@ class Lane:
             self._expiry = expiry
             self._reactor.wheel.add(next_look, expiry)
             return
+        self._end_overdue(exec_)
+
+    def expire(self, now: float) -> None:
+        """End the exec under way if its time is over, should the wheel have missed it."""
+        exec_ = self.current
+        if (
+            exec_ is not None
+            and self.exec_ttl
+            and now >= self.deadline
+            and not exec_.paused
+            and not self.closed
+        ):
+            self._end_overdue(exec_)
+
+    def _end_overdue(self, exec_: Exec) -> None:
         self.current = None
         self.overdue = True
         self.detach()

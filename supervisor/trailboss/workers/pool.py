@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import signal
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import overload
 
@@ -217,6 +217,10 @@ class Pool:
         self.boot_output = BootOutput()
         #: Called from the reactor when a worker has become idle and nothing waits in the pool's own queue.
         self.idle_listener: Callable[[], None] | None = None
+        #: Called when something begins to wait in the queue.
+        self.queue_listener: Callable[[], None] | None = None
+        #: Its size was changed by a configuration, and slots follow with the next reset.
+        self._resizing = False
         #: Called with the reason when no worker is left and `on_exhausted: exit` is configured.
         self.on_exhausted: Callable[[str], None] | None = None
         #: Called on every change of phase or of the number of ready workers.
@@ -517,6 +521,8 @@ class Pool:
 
     def _watch_queue(self) -> None:
         """One wheel entry for the whole queue: it is in order of deadlines but for the few put back at its head."""
+        if self.queue_listener is not None:
+            self.queue_listener()
         if not self._queue_watched and self._queue:
             self._queue_watched = True
             self._reactor.wheel.add(self._queue[-1].deadline, self._expire_queue)
@@ -650,6 +656,8 @@ class Pool:
                 slot.worker = None
                 self.upkeep.left(slot)
                 self._after_exit(slot, left)
+                if slot not in self.slots:
+                    break  # lost; the watchdog has filled its place
                 if slot.wanted and not self._stop_requested.is_set():
                     await self._pace(slot, left)
         finally:
@@ -820,6 +828,7 @@ class Pool:
         self._queue_max = config.resolved_max_queue_size
         if config.resolved_num_workers != before.resolved_num_workers:
             self.num_workers = config.resolved_num_workers
+            self._resizing = True
         self.quarantine.limits = quarantine_limits(config)
         self.upkeep.apply(config)
 
@@ -850,6 +859,56 @@ class Pool:
     def is_stopping(self) -> bool:
         """Whether `stop` was called."""
         return self._stop_requested.is_set()
+
+    # --- what the watchdog looks at, and how it heals ---------------------------------------------------------------
+
+    @property
+    def idle_lanes(self) -> Sequence[Lane]:
+        """Lanes that the next execs are given to, the last one first."""
+        return self._idle
+
+    @property
+    def waiters(self) -> Collection[Exec]:
+        """Execs in the queue, the next one first."""
+        return self._queue
+
+    def settled_size(self, places: int) -> int | None:
+        """How many places for workers there must be; None while a change of the size or of the workers is under way."""
+        if self._resizing:
+            self._resizing = places != self.num_workers
+        settled = self._phase in (PoolPhase.READY, PoolPhase.DEGRADED) and not (
+            self._resizing
+            or self.debug
+            or self.is_stopping
+            or self.generations.is_resetting
+            or self.generations.lock.locked()
+        )
+        return self.num_workers if settled else None
+
+    def serve_waiters(self) -> None:
+        """Give what waits to idle workers, should there be both."""
+        self._reactor.touch()
+        idle, queue = self._idle, self._queue
+        while idle and queue:
+            lane = idle.pop()
+            lane.parked = False
+            self.lane_idle(lane)
+
+    def give_up(self, lane: Lane) -> None:
+        """Give `lane` nothing any more, whatever its state says."""
+        lane.retiring = True
+        lane.parked = False
+        self._idle[:] = [other for other in self._idle if other is not lane]
+
+    def expire_waiters(self, now: float) -> None:
+        """Refuse what has waited too long."""
+        self._expire_queue(now)
+
+    def fill_places(self) -> None:
+        """Add slots until there are as many as there should be."""
+        places = sum(slot.wanted and not slot.trial for slot in self.slots)
+        for _ in range(self.num_workers - places):
+            self.add_slot(self.generation)
 
     # --- being asked ------------------------------------------------------------------------------------------------
 

@@ -384,6 +384,16 @@ class Worker(LaneOwner):
             self._pool.lane_gone(self.lane)
         self._poke()
 
+    def has_ended_unnoticed(self) -> bool:
+        """Whether the process has ended and this task has not been told; asks the kernel."""
+        process = self.process
+        return process is not None and not self._exited and process.status is None and process.has_exited()
+
+    def look_for_exit(self) -> None:
+        """Find out that the process has ended, should nobody have told."""
+        if self.has_ended_unnoticed():
+            self._on_exit()
+
     async def _shake_hands(self, process: Process, deadline: float) -> None:
         shop = self._shop
         hub = shop.hub
