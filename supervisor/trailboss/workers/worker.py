@@ -778,6 +778,8 @@ class Worker(LaneOwner):
         if process.has_exited():
             process.reap()
         else:
+            # The time for all this may have passed before the signal was sent: this process was stopped, and then went on.
+            process.signal_group(signal.SIGKILL)
             self._pool.reap_later(process)
         shop.callers.discard(process.pid)
         shop.guard.discard(process.pid)
