@@ -371,6 +371,29 @@ class ProcessConfig:
     drop_capabilities: bool | None = key(
         None, "They can never have capabilities.", default_text="on where a user is set"
     )
+    cgroup: bool | None = key(
+        None,
+        "A control group (v2) of its own for each worker, where this server may make some.",
+        default_text="on where one of the next four is set",
+    )
+    memory_high: Megabytes = key(
+        0,
+        "Memory of one worker, children included, above which the kernel slows it down; 0: none.",
+        "MB",
+        minimum=0,
+    )
+    memory_max: Megabytes = key(
+        0,
+        "Memory of one worker, children included, above which the kernel kills it; 0: none.",
+        "MB",
+        minimum=0,
+    )
+    cpu_weight: int = key(
+        0, "Share of CPU time against others, normally 100; 0: as it is.", minimum=0, maximum=10000
+    )
+    pids_max: int = key(
+        0, "Processes and threads of one worker, children included; 0: any number.", minimum=0
+    )
 
 
 @dataclass(frozen=True, slots=True)

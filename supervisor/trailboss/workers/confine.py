@@ -30,9 +30,16 @@ PACKAGES = {
 _IO_CLASSES = {"realtime": "1", "best-effort": "2", "idle": "3"}
 
 
-def prefix_for(process: ProcessConfig, identity: Identity | None) -> tuple[str, ...]:
-    """Return the words to put in front of a worker's command. Where setpriv is among them, it changes the user too."""
-    words: list[str] = []
+#: Joins the control group whose file is the first word after it, then executes the rest.
+_JOIN = ("/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"')
+
+
+def prefix_for(process: ProcessConfig, identity: Identity | None, group: str = "") -> tuple[str, ...]:
+    """Return the words to put in front of a worker's command. Where setpriv is among them, it changes the user too.
+
+    `group`: the cgroup.procs of the control group that the worker is to be in; "": it stays in the server's.
+    """
+    words: list[str] = [*_JOIN, group] if group else []
     if process.nice:
         words += ["nice", "-n", str(process.nice)]
     if process.io_class:

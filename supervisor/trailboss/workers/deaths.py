@@ -31,7 +31,7 @@ class DeathRecord:
     pool: str
     pid: int
     #: Cause class, a stable word: "exit", "signal", "exec_ttl", "boot_timeout", "stdout garbage",
-    #: "protocol violation", "script not found", "closed its pipes", "spawn failed", "handshake".
+    #: "protocol violation", "oom", "script not found", "closed its pipes", "spawn failed", "handshake".
     cause: str
     #: One sentence for people.
     text: str

@@ -42,6 +42,7 @@ class Guard:
         #: The mark of this supervisor: value of TRAILBOSS_INSTANCE in every process it starts.
         self.instance = secrets.token_hex(8)
         self._groups: set[int] = set()
+        self._cgroup = ""
         self._write_fd = -1
         self.pid = 0
         #: Guards that had to be replaced.
@@ -56,6 +57,11 @@ class Guard:
         """Tell the guard that a process group has gone."""
         self._groups.discard(group)
         self._tell(b"-%d\n" % group)
+
+    def watch_cgroup(self, folder: str) -> None:
+        """Tell the guard of the control group that holds the groups of workers; "": it has gone."""
+        self._cgroup = folder
+        self._tell(b"@%s\n" % os.fsencode(folder))
 
     def _tell(self, line: bytes) -> None:
         if self._write_fd < 0:
@@ -136,6 +142,8 @@ class Guard:
         self.pid = process.pid
         for group in self._groups:
             self._tell(b"+%d\n" % group)
+        if self._cgroup:
+            self.watch_cgroup(self._cgroup)
         return process
 
     def _spawn(self, read_fd: int) -> subprocess.Popen[bytes]:

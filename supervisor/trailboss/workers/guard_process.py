@@ -2,10 +2,11 @@
 
 Started first, as ``python -I -S guard_process.py INSTANCE``; its standard input is the read end of the lifeline pipe,
 whose only write end is the supervisor's. Lines on it say which process groups exist (``+PID``) and which do not any
-more (``-PID``); ``q`` says that the supervisor ends in good order. End of file means it is gone, even by SIGKILL: the
-guard then kills those groups, every process of their sessions, and every process that carries this instance's mark
-(TRAILBOSS_INSTANCE) in its environment, so a child that moved to a session of its own does not escape; it looks again
-until nothing is left. After a ``q`` and no survivor at first sight it just ends.
+more (``-PID``), and which control group holds those of workers (``@FOLDER``); ``q`` says that the supervisor ends in
+good order. End of file means it is gone, even by SIGKILL: the guard then kills that control group, those process
+groups, every process of their sessions, and every process that carries this instance's mark (TRAILBOSS_INSTANCE) in its
+environment, so a child that moved to a session of its own does not escape; it looks again until nothing is left. After a
+``q`` and no survivor at first sight it just ends.
 
 Standard library only, no import of Trailboss: it has to run with nothing but the interpreter and stay small.
 """
@@ -84,12 +85,33 @@ def hunt(groups: set[int], mark: bytes) -> None:
         time.sleep(ROUND_SECONDS)
 
 
+def kill_cgroup(folder: bytes) -> None:
+    """Kill everything in a control group and below it, whatever session or environment it has."""
+    try:
+        with open(folder + b"/cgroup.kill", "wb") as file:
+            file.write(b"1")
+    except OSError:
+        pass
+
+
+def remove_cgroup(folder: bytes) -> None:
+    """Remove an empty control group and those in it."""
+    try:
+        for entry in os.scandir(folder):
+            if entry.is_dir(follow_symlinks=False):
+                remove_cgroup(entry.path)
+        os.rmdir(folder)
+    except OSError:
+        pass
+
+
 def main() -> None:
     """Follow the lifeline to its end, then hunt."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     mark = b"TRAILBOSS_INSTANCE=" + os.fsencode(sys.argv[1])
     groups: set[int] = set()
+    cgroup = b""
     pending = b""
     # Says "I am there" and lets go of the supervisor's log: nothing of the guard may hold a pipe open.
     os.write(1, b"ready\n")
@@ -105,13 +127,19 @@ def main() -> None:
         for line in lines:
             if line == b"q" and not groups and not find_survivors(groups, mark):
                 return  # otherwise the end of file follows, and with it the hunt for what moved to other sessions
-            if line[1:].isdigit():
+            if line[:1] == b"@":
+                cgroup = line[1:]
+            elif line[1:].isdigit():
                 pid = int(line[1:])
                 if line[:1] == b"+":
                     groups.add(pid)
                 else:
                     groups.discard(pid)
+    if cgroup:
+        kill_cgroup(cgroup)
     hunt(groups, mark)
+    if cgroup:
+        remove_cgroup(cgroup)
 
 
 if __name__ == "__main__":

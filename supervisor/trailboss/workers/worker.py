@@ -25,6 +25,7 @@ import trio
 
 from trailboss.container.contract import CallerRole
 from trailboss.log import logger
+from trailboss.workers.cgroups import Leaf
 from trailboss.workers.command import run_warmup_command
 from trailboss.workers.deaths import DeathRecord, quote
 from trailboss.workers.lane import MOVES_MAX, Breach, Exec, Lane, LaneOwner, Ticket, garbage_breach
@@ -132,6 +133,8 @@ class Worker(LaneOwner):
         self._told_to_stop = False
         self._died_in = ""
         self._doing: Exec | None = None
+        #: When its last execution ended with it.
+        self._ended_at = 0.0
         self._has_place = False
         #: It has said that its time is over.
         self._is_due = False
@@ -150,6 +153,9 @@ class Worker(LaneOwner):
         self._asked_by = ""
         #: Its command line, for people.
         self.command = ""
+        #: Its control group, and how many in there the kernel has killed for want of memory.
+        self._leaf: Leaf | None = None
+        self._oom_kills = 0
 
     def __repr__(self) -> str:
         pid = self.process.pid if self.process else "-"
@@ -312,6 +318,8 @@ class Worker(LaneOwner):
             return self._report()
         finally:
             self.phase = WorkerPhase.EXITED
+            if self._leaf is not None and self._shop.cgroups is not None:
+                self._shop.cgroups.discard(self._leaf)
 
     async def _boot(self) -> WorkerExit | None:
         """Spawn and shake hands; None means go on (ready, or already ending)."""
@@ -326,7 +334,8 @@ class Worker(LaneOwner):
             wall = time.time()
             self.created_ns = int(wall * 1e9)
             try:
-                launch = shop.launch(pool.spec)
+                self._leaf = shop.new_leaf(pool.spec)
+                launch = shop.launch(pool.spec, self._leaf)
                 self.command = " ".join(launch.argv)
                 self.process = await shop.spawner(
                     launch.argv,
@@ -696,11 +705,15 @@ class Worker(LaneOwner):
         if not process.has_exited():
             await self._before_the_kill(process)
         process.signal_group(signal.SIGKILL)
+        if self._leaf is not None:
+            self._leaf.kill()  # also what has left the group
         with trio.move_on_after(KILL_SECONDS_MAX):
             # Not by way of the reactor: when everything is cancelled at once it may be gone already.
             while not process.has_exited():
                 await trio.lowlevel.wait_readable(process.pidfd)
         self._shop.reactor.touch()
+        if self._leaf is not None:
+            self._oom_kills = self._leaf.oom_kills()
         if lane is not None and not lane.closed:
             lane.drain()
         await self._last_words()
@@ -783,6 +796,7 @@ class Worker(LaneOwner):
             self._pool.reap_later(process)
         shop.callers.discard(process.pid)
         shop.guard.discard(process.pid)
+        self._ended_at = shop.reactor.touch()
         self._settle_exec()
         if process.status is not None:
             process.close()
@@ -838,6 +852,14 @@ class Worker(LaneOwner):
             )
         if self._kill_cause:
             return "killed", f"{self._kill_cause}, {self._end_word(how)}"
+        if self._oom_kills and (status is None or status.signal == signal.SIGKILL):
+            limit = self._pool.config.process.memory_max
+            where = (
+                f"it used more than memory_max ({limit} MB)"
+                if limit
+                else "no memory was left for its control group"
+            )
+            return "oom", f"the kernel killed it: {where}"
         if breach is not None and breach.cause != "closed its pipes":
             return (
                 breach.cause,
@@ -872,7 +894,8 @@ class Worker(LaneOwner):
             return WorkerExit(planned, was_ready, executions, ready_seconds, False, text)
         record = self._death_record(process, executions)
         self._shop.deaths.add(record)
-        self._pool.note_death(self, self._doing, record.cause)
+        began = lane.started_at if lane is not None else 0.0
+        self._pool.note_death(self, self._doing, record.cause, began=began, ended=self._ended_at)
         details: dict[str, object] = {}
         if record.doing:
             details["doing"] = record.doing
@@ -933,11 +956,19 @@ class Worker(LaneOwner):
             memory_peak_bytes=status.memory_peak_bytes if status else 0,
             last_output=self._stderr.last_lines() if self._stderr is not None else (),
             stray_output=quote(breach.excerpt) if breach is not None else "",
-            hint=breach.hint if breach is not None else "",
+            hint=self._hint(),
             memory_growth_bytes_per_hour=self._memory_growth(),
             seen=self._seen.describe(),
             stack=self._stack,
         )
+
+    def _hint(self) -> str:
+        breach = self._breach
+        if breach is not None and breach.hint:
+            return breach.hint
+        if self._oom_kills and self._cause()[0] != "oom":
+            return f"the kernel has killed {self._oom_kills} of its processes for want of memory"
+        return ""
 
     def _spawn_failed(self, text: str, *, permanent: bool) -> WorkerExit:
         now = time.time()

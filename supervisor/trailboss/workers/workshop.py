@@ -16,6 +16,7 @@ from trailboss.log import logger
 from trailboss.reactor import Reactor
 from trailboss.telemetry import Telemetry
 from trailboss.workers.callers import Callers
+from trailboss.workers.cgroups import Cgroups, CgroupsUnavailable, Leaf, controllers_for, limits_for
 from trailboss.workers.confine import PACKAGES, missing_tools, prefix_for
 from trailboss.workers.deaths import Deaths
 from trailboss.workers.guard import INSTANCE_VARIABLE, Guard
@@ -28,6 +29,8 @@ __all__ = ["Launch", "PoolSpec", "Workshop", "child_environment", "resolve_comma
 
 log = logger("server")
 
+#: Controllers that limits of workers need, whichever of them are set now: a reload may set others.
+CONTROLLERS = frozenset({"cpu", "memory", "pids"})
 #: Never handed to a child: they are this process's own contract with systemd, or with its workers.
 WITHHELD_PREFIXES = ("WATCHDOG_", "LISTEN_")
 WITHHELD = frozenset({"NOTIFY_SOCKET", "TRAILBOSS_DEV", "TRAILBOSS_FILES"})
@@ -115,6 +118,13 @@ class Workshop:
     boot_limiter: trio.CapacityLimiter = field(init=False)
 
     def __post_init__(self) -> None:
+    #: Where /proc and /sys are found.
+    cgroup_root: str = "/"
+    #: Control groups of workers, from the first worker on that needs one; None: not tried yet, or not to be had.
+    cgroups: Cgroups | None = None
+    _cgroups_tried: bool = False
+    #: What was said about limits that are not in force.
+    _told: set[str] = field(default_factory=set)
         self.boot_limiter = trio.CapacityLimiter(self.settings.resolved_boot_parallelism)
 
     def base_environment(self) -> dict[str, str]:
@@ -128,11 +138,58 @@ class Workshop:
         environment[INSTANCE_VARIABLE] = self.guard.instance
         return environment
 
-    def launch(self, spec: PoolSpec) -> Launch:
+    def new_leaf(self, spec: PoolSpec) -> Leaf | None:
+        """Make the control group of a new worker of `spec`; None where it needs none or there can be none."""
+        process = spec.config.process
+        limits = limits_for(process)
+        if not (bool(limits) if process.cgroup is None else process.cgroup):
+            return None
+        cgroups = self._open_cgroups()
+        leaf = cgroups.new_leaf(spec.name) if cgroups is not None else None
+        if leaf is None:
+            if limits and cgroups is not None:
+                self._tell_once("the kernel refuses a control group for a worker", spec, sorted(limits))
+            elif limits:
+                self._tell_once("these limits of workers are not in force", spec, sorted(limits))
+            return None
+        refused = leaf.limit(limits.items())
+        missing = cgroups.missing & controllers_for(process) if cgroups is not None else frozenset[str]()
+        if refused:
+            reason = cgroups.reason if cgroups is not None and missing else "the kernel refuses them"
+            self._tell_once("these limits of workers are not in force", spec, sorted(refused), reason)
+        return leaf
+
+    def _open_cgroups(self) -> Cgroups | None:
+        if not self._cgroups_tried:
+            self._cgroups_tried = True
+            try:
+                self.cgroups = Cgroups.open(self.guard.instance, CONTROLLERS, self.cgroup_root)
+            except CgroupsUnavailable as error:
+                log.warning("workers get no control groups of their own", reason=str(error))
+            else:
+                self.guard.watch_cgroup(self.cgroups.folder)
+        return self.cgroups
+
+    def _tell_once(self, text: str, spec: PoolSpec, limits: list[str], reason: str = "") -> None:
+        if f"{spec.name} {limits}" not in self._told:
+            self._told.add(f"{spec.name} {limits}")
+            details = {"reason": reason} if reason else {}
+            log.warning(text, pool=spec.name, limits=limits, **details)
+
+    async def close_cgroups(self) -> None:
+        """Remove the control groups; no worker is left."""
+        cgroups, self.cgroups = self.cgroups, None
+        if cgroups is not None:
+            await cgroups.close()
+            self.guard.watch_cgroup("")
+
+    def launch(self, spec: PoolSpec, leaf: Leaf | None = None) -> Launch:
         """How to start a worker of `spec` now; user and command are resolved anew each time.
 
         Raises LookupError with a text for people when the configured user does not exist.
         """
+        `leaf` is the control group it is to be in.
+
         environment = self.base_environment()
         environment.update(self.settings.env)
         # These must be right, whatever `server.env` says.
@@ -152,16 +209,18 @@ class Workshop:
             argv=resolve_command(command, self.settings.python),
             environment=environment,
             identity=identity,
-            prefix=self._prefix(process, identity),
+            prefix=self._prefix(process, identity, leaf),
             umask=process.umask,
             stdin="pipe" if self.hub is None else "null",
             files=spec.takes_files and self.hub is None,
             key=self._key_of(spec),
         )
 
-    def _prefix(self, process: ProcessConfig, identity: Identity | None) -> tuple[str, ...]:
+    def _prefix(
+        self, process: ProcessConfig, identity: Identity | None, leaf: Leaf | None
+    ) -> tuple[str, ...]:
         """What confines a worker. Raises LookupError where a tool for it is missing and a key asks for it."""
-        prefix = prefix_for(process, identity)
+        prefix = prefix_for(process, identity, leaf.procs if leaf is not None else "")
         missing = missing_tools(prefix)
         if not missing:
             return prefix

@@ -1,6 +1,7 @@
 """A supervisor of one pool that a test can kill: prints its mark, its guard's pid and the pids of its tree.
 
-``python small_supervisor.py PHASE``; PHASE is idle, busy, booting, guard-killed or guard-stopped.
+``python small_supervisor.py PHASE``; PHASE is idle, busy, booting, cgroup (idle, with control groups), guard-killed or
+guard-stopped.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 import structlog
 import trio
 
-from trailboss.config.schema import PoolConfig, ServerConfig
+from trailboss.config.schema import PoolConfig, ProcessConfig, ServerConfig
 from trailboss.reactor import Reactor
 from trailboss.workers.callers import Callers
 from trailboss.workers.deaths import Deaths
@@ -40,7 +41,9 @@ async def main(phase: str) -> None:
         await nursery.start(guard.run)
         workshop = Workshop(reactor, ServerConfig(), guard, Callers(), Deaths())
         command = (*HOSTILE, "never") if phase == "booting" else HOSTILE
-        pool = Pool(PoolSpec("jobs", "jobs", PoolConfig(num_workers=3, command=command)), workshop)
+        process = ProcessConfig(cgroup=phase == "cgroup")
+        config = PoolConfig(num_workers=3, command=command, process=process)
+        pool = Pool(PoolSpec("jobs", "jobs", config), workshop)
         children: list[int] = []
         if phase == "booting":
             nursery.start_soon(pool.run)
@@ -48,7 +51,7 @@ async def main(phase: str) -> None:
         else:
             await nursery.start(pool.run)
             children = [int(word) for word in (await pool.exec(b"child", b"x")).body.split()]
-        if phase != "idle" and phase != "booting":
+        if phase not in ("idle", "cgroup", "booting"):
             for _ in range(3):
                 pool.submit(b"spin", b"x", 0, lambda _outcome: None)
         if phase == "guard-killed":

@@ -86,6 +86,7 @@ class ServerPlugin(Plugin):
             try:
                 await stopping.wait()
             finally:
+                await self.workshop.close_cgroups()
                 if self.workshop.hub is not None:
                     self.workshop.hub.close()
             nursery.cancel_scope.cancel(reason="the server plugin stops")
