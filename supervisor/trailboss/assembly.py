@@ -38,6 +38,7 @@ from trailboss.workers.callers import Callers
 from trailboss.workers.deaths import Deaths
 from trailboss.workers.pool import Pool, PoolSet
 from trailboss.workers.process import resolve_identity
+from trailboss.workers.watchdog import Watchdog
 from trailboss.workers.workshop import PoolSpec
 
 __all__ = ["Assembly", "assemble"]
@@ -69,6 +70,7 @@ class _Shared:
         services.provide(Callers, self.callers)
         services.provide(Deaths, self.deaths)
         services.provide(PoolSet, self.pools)
+        services.provide(Watchdog, Watchdog(self.reactor, self.pools))
         services.provide(Telemetry, self.telemetry)
         services.provide(MetricSources, self.metrics)
         return services

@@ -25,7 +25,7 @@ from trailboss.workers.pool import Pool
 from trailboss.workers.pool_state import PoolPhase
 from trailboss.workers.worker import Worker, WorkerPhase
 
-__all__ = ["Watchdog", "look_at_pool", "tasks_text"]
+__all__ = ["KINDS", "Watchdog", "look_at_pool", "tasks_text"]
 
 log = logger("watchdog")
 
@@ -38,6 +38,8 @@ LAG_SECONDS_MAX = 1.0
 YOUNG_SECONDS = 0.2
 #: The word that a loop which stood still is counted as; there is nothing to heal.
 LOOP_LAG = "loop_lag"
+#: The words of all violations.
+KINDS = (*(kind.word for kind in invariants.KINDS), LOOP_LAG)
 #: All tasks are written to the log no more often than this, and no more of them.
 DUMP_SECONDS = 60.0
 DUMP_TASKS_MAX = 200
@@ -90,7 +92,12 @@ class Watchdog:
             self._reactor.on_wake = self.arm
             await self._armed.wait()
             self._reactor.on_wake = None
-            await self._watch()
+            try:
+                await self._watch()
+            except Exception:
+                # A supervision boundary: whoever looks after the server must not end it.
+                log.exception("the watchdog itself failed")
+                await trio.sleep(CALM_SECONDS)
             self._armed = trio.Event()
 
     async def _watch(self) -> None:

@@ -15,7 +15,17 @@ import trio
 import trailboss
 from trailboss import ROADRUNNER_COMPAT_VERSION
 from trailboss.config.redact import redacted
-from trailboss.container.contract import Access, Caller, Layer, Plugin, RpcMethod, RpcRefused, Services, raw
+from trailboss.container.contract import (
+    Access,
+    Caller,
+    Layer,
+    Plugin,
+    RpcMethod,
+    RpcRefused,
+    Services,
+    WholePhase,
+    raw,
+)
 from trailboss.container.inspect import HttpInspector
 from trailboss.container.state import ServerState
 from trailboss.reloading import Reloader
@@ -23,6 +33,7 @@ from trailboss.rpc.registry import Registry
 from trailboss.workers.deaths import Deaths
 from trailboss.workers.glance import describe_pools
 from trailboss.workers.pool import PoolSet
+from trailboss.workers.watchdog import Watchdog
 
 __all__ = ["CorePlugin"]
 
@@ -43,6 +54,7 @@ class CorePlugin(Plugin):
         text = json.dumps(redacted(merged), ensure_ascii=False, separators=(",", ":"), default=str)
         self._config_text = raw(text.encode("utf-8", "replace"))
         self._services: Services | None = None
+        self._watchdog: Watchdog | None = None
 
     async def run(
         self,
@@ -50,10 +62,21 @@ class CorePlugin(Plugin):
         stopping: trio.Event,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Remember where the others are to be found."""
+        """Remember where the others are to be found, and run the watchdog."""
         self._services = services
-        task_status.started()
-        await stopping.wait()
+        self._watchdog = services.find(Watchdog)
+        async with trio.open_nursery() as nursery:
+            if self._watchdog is not None:
+                state = services.get(ServerState)
+                self._watchdog.gate_is_stuck = lambda: state.whole is WholePhase.READY and not state.gate_open
+                nursery.start_soon(self._watchdog.run)
+            task_status.started()
+            await stopping.wait()
+            nursery.cancel_scope.cancel("the server stops")
+
+    def state_detail(self) -> Mapping[str, object]:
+        """Say what the watchdog has found."""
+        return {"watchdog": self._watchdog.describe()} if self._watchdog is not None else {}
 
     def rpc_methods(self) -> Sequence[RpcMethod]:
         """Return the methods of the services `rpc` and `trailboss`."""

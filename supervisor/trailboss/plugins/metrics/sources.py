@@ -25,6 +25,7 @@ from trailboss.telemetry import Telemetry
 from trailboss.workers.deaths import Deaths
 from trailboss.workers.limits import RetireCause
 from trailboss.workers.pool import Pool, PoolPhase, PoolSet, PoolStatistics
+from trailboss.workers.watchdog import KINDS, Watchdog
 from trailboss_worker.protocol.frames import codec_name
 
 __all__ = ["ServerSource"]
@@ -145,6 +146,18 @@ class ServerSource:
                 "trailboss_reactor_failures_total",
                 "Exceptions that were contained on the data plane; each is a bug, and in the log.",
                 reactor.failures,
+            )
+        watchdog = self._services.find(Watchdog)
+        if watchdog is not None:
+            yield counter(
+                "trailboss_invariant_violations_total",
+                "What must always hold and did not; each is a bug, but for loop_lag: the server stood still.",
+                {(("kind", kind),): float(watchdog.violations[kind]) for kind in KINDS},
+            )
+            yield gauge(
+                "trailboss_invariants_broken",
+                "Kinds of violations that have not been repaired yet.",
+                float(len(watchdog.broken)),
             )
         yield histogram(
             "trailboss_loop_lag_seconds",

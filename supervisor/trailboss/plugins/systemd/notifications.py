@@ -3,8 +3,8 @@
 READY=1 goes out when the gate is open and every pool has its quorum, and again after a reload, which RELOADING=1 begins;
 STOPPING=1 once, when the stop begins; STATUS=
 whenever its text changes. WATCHDOG=1 goes out at a third of the interval systemd asks for, and only while there is proof
-of progress since the last time: the loop ran (or nobody would ask), the data plane took its turn, and a server that says
-it is ready has its gate open. Pure: no clock, no socket.
+of progress since the last time: the loop ran (or nobody would ask), the data plane took its turn, a server that says it
+is ready has its gate open, and the invariant watchdog has found nothing that is still broken. Pure: no clock, no socket.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ class Snapshot:
     #: The workers are being replaced; `monotonic_usec` is the time of this snapshot (CLOCK_MONOTONIC).
     reloading: bool = False
     monotonic_usec: int = 0
+    #: Invariants that do not hold at this moment; see `trailboss.workers.watchdog`.
+    broken: Sequence[str] = ()
 
     @property
     def status(self) -> str:
         """One line for `systemctl status`."""
         if self.whole in (WholePhase.DRAINING, WholePhase.STOPPED):
             return "stopping: what runs is finished"
+        if self.broken:
+            return f"broken, being repaired: {', '.join(self.broken)}"
         if self.reloading:
             return "reloading: new workers take over"
         if self.fully_ready:
@@ -84,7 +88,7 @@ class Notifications:
     def alive(self, snapshot: Snapshot, reactor_took_its_turn: bool) -> str:
         """Return the watchdog's datagram, or "" where there is no proof of progress."""
         wedged = snapshot.whole is WholePhase.READY and not snapshot.gate_open
-        return "WATCHDOG=1" if reactor_took_its_turn and not wedged else ""
+        return "WATCHDOG=1" if reactor_took_its_turn and not wedged and not snapshot.broken else ""
 
 
 def watchdog_interval_seconds(environ: Mapping[str, str], pid: int) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import trio
 
@@ -18,6 +18,7 @@ from trailboss.container.state import ServerState
 from trailboss.log import logger
 from trailboss.plugins.systemd.notifications import Notifications, Snapshot, watchdog_interval_seconds
 from trailboss.reactor import Reactor
+from trailboss.workers.watchdog import Watchdog
 
 __all__ = ["SystemdPlugin"]
 
@@ -37,6 +38,7 @@ class SystemdPlugin(Plugin):
         self._watchdog_seconds = watchdog_interval_seconds(environ, os.getpid())
         self._notifications = Notifications()
         self._failed = ""
+        self._watchdog: Watchdog | None = None
 
     @classmethod
     def wanted(cls, environ: Mapping[str, str]) -> bool:
@@ -52,6 +54,7 @@ class SystemdPlugin(Plugin):
         """Follow the server's state until the very end of the stop. On cancellation: ends at once."""
         state = services.get(ServerState)
         reactor = services.find(Reactor)
+        self._watchdog = services.find(Watchdog)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
             notify.setblocking(False)
             self._follow(notify, state)
@@ -94,7 +97,9 @@ class SystemdPlugin(Plugin):
             answered = True
 
         while True:
-            self._send(notify, self._notifications.alive(snapshot(state), answered))
+            broken = self._watchdog.broken if self._watchdog is not None else ()
+            self._send(notify, self._notifications.plan(snapshot(state, broken)))
+            self._send(notify, self._notifications.alive(snapshot(state, broken), answered))
             if reactor is not None:
                 answered = False
                 reactor.call_soon(answer)
@@ -113,7 +118,7 @@ class SystemdPlugin(Plugin):
             self._failed = f"cannot send to {self._address}: {error.strerror}"
 
 
-def snapshot(state: ServerState) -> Snapshot:
+def snapshot(state: ServerState, broken: Sequence[str] = ()) -> Snapshot:
     """Return what the notifications are decided from."""
     view = state.view()
     return Snapshot(
@@ -124,4 +129,5 @@ def snapshot(state: ServerState) -> Snapshot:
         short_pools=tuple(sorted(view.booting_pools)) or state.short_pools,
         reloading=state.reloading,
         monotonic_usec=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000,
+        broken=broken,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from trailboss.container.lifecycle import WholePhase
@@ -66,6 +68,9 @@ def test_watchdog_needs_progress_and_a_working_gate() -> None:
     notifications = Notifications()
     assert notifications.alive(READY, reactor_took_its_turn=True) == "WATCHDOG=1"
     assert notifications.alive(READY, reactor_took_its_turn=False) == ""
+    broken = replace(READY, broken=("idle_worker_lost",))
+    assert notifications.alive(broken, reactor_took_its_turn=True) == ""
+    assert notifications.plan(broken).endswith("STATUS=broken, being repaired: idle_worker_lost")
     assert notifications.alive(Snapshot(WholePhase.READY, False, False), reactor_took_its_turn=True) == ""
     starting = Snapshot(WholePhase.STARTING, False, False)
     assert notifications.alive(starting, reactor_took_its_turn=True) == "WATCHDOG=1"
