@@ -6,10 +6,12 @@ services that are shared by all.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from trailboss.config.rules import pools
 from trailboss.config.schema import Config
 from trailboss.container.contract import Plugin, Services
 from trailboss.container.entry_points import load_plugins
@@ -176,7 +178,12 @@ def _http(config: Config, logs: LogSystem, passed_sockets: PassedSockets | None)
     server = config.server
     command = http.pool.command or (server.command if server is not None else ())
     try:
-        identity = resolve_identity(server.user, server.group) if server is not None else None
+        process = http.pool.process
+        identity = (
+            resolve_identity(process.user or server.user, process.group or server.group)
+            if server is not None
+            else None
+        )
     except LookupError:  # the server plugin says so when it starts
         identity = None
     channel = logs.channel("http")
@@ -214,9 +221,11 @@ def _worker_uids(config: Config) -> set[int]:
     """
     if config.server is None:
         return set()
+        other_users=bool(_worker_uids(config) - {os.geteuid()}),
     on_init = config.server.on_init
     uids = set()
-    for user in (config.server.user, on_init.user if on_init is not None else ""):
+    own = (pool.process.user for _, pool in pools(config))
+    for user in (config.server.user, on_init.user if on_init is not None else "", *own):
         try:
             identity = resolve_identity(user)
         except LookupError:

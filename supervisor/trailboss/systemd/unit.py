@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from trailboss.config.rules import pools
 from trailboss.config.schema import Config, LogChannelConfig, LogsConfig
 from trailboss.config.values import parse_http_address
+from trailboss.workers.cgroups import CONTROLLERS, wants_group
 
 __all__ = ["UnitFacts", "facts_of", "quote", "service_unit", "socket_unit"]
 
@@ -45,6 +46,8 @@ class UnitFacts:
     binds_low_port: bool = False
     #: Workers or on_init run as somebody else, so the server itself is root.
     changes_user: bool = False
+    #: Workers get control groups of their own.
+    makes_groups: bool = False
     write_paths: tuple[str, ...] = ()
     #: Names of sockets that systemd opens: (name, what it listens on).
     sockets: tuple[tuple[str, str], ...] = ()
@@ -63,7 +66,11 @@ def facts_of(config: Config, program: str, *, name: str, user: str, for_user_man
     boots = [pool.boot_timeout for _, pool in pools(config)]
     server = config.server
     on_init = server.on_init if server is not None else None
-    users = {server.user if server is not None else "", on_init.user if on_init is not None else ""} - {""}
+    users = {
+        server.user if server is not None else "",
+        on_init.user if on_init is not None else "",
+        *(pool.process.user for _, pool in pools(config)),
+    } - {""}
     return UnitFacts(
         program=program,
         arguments=tuple(arguments),
@@ -71,12 +78,13 @@ def facts_of(config: Config, program: str, *, name: str, user: str, for_user_man
         name=name,
         user="" if for_user_manager or users else user,
         for_user_manager=for_user_manager,
-        stop_seconds=round(config.endure.grace_period) + STOP_MARGIN_SECONDS,
+        stop_seconds=round(config.endure.drain_delay + config.endure.grace_period) + STOP_MARGIN_SECONDS,
         start_seconds=round(max(boots, default=0.0))
         + START_MARGIN_SECONDS
         + round(on_init.exec_timeout if on_init is not None else 0.0),
         binds_low_port=any(0 < port < _PRIVILEGED_PORTS for port in _ports(config)),
         changes_user=bool(users),
+        makes_groups=any(wants_group(pool.process) for _, pool in pools(config)),
         write_paths=tuple(_write_paths(config)),
         sockets=tuple(_sockets(config)),
         reads_home=any(
@@ -179,9 +187,12 @@ def _service(facts: UnitFacts) -> Iterator[str]:
     yield f"RuntimeDirectory={facts.name}"
     yield "RuntimeDirectoryMode=0700"
     yield f"TimeoutStartSec={facts.start_seconds}s"
-    yield f"# endure.grace_period and {STOP_MARGIN_SECONDS} s: the server finishes what runs and stops by itself."
+    yield f"# endure.drain_delay, endure.grace_period and {STOP_MARGIN_SECONDS} s: the server finishes what runs and stops by itself."
     yield f"TimeoutStopSec={facts.stop_seconds}s"
     yield "KillMode=mixed"
+    if facts.makes_groups:
+        yield "# Each worker gets a control group of its own (pool.process)."
+        yield f"Delegate={' '.join(sorted(CONTROLLERS))}"
     yield f"WatchdogSec={WATCHDOG_SECONDS}s"
     yield "Restart=on-failure"
     yield "RestartSec=1s"
@@ -230,7 +241,7 @@ def _hardening(facts: UnitFacts) -> Iterator[str]:
     yield "ProtectKernelLogs=yes"
     yield "ProtectKernelModules=yes"
     yield "ProtectKernelTunables=yes"
-    yield "ProtectControlGroups=yes"
+    yield f"ProtectControlGroups={'no' if facts.makes_groups else 'yes'}"
     yield "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"
     yield "RestrictNamespaces=yes"
     yield "RestrictRealtime=yes"

@@ -21,8 +21,19 @@ import trio
 
 from trailboss.config.schema import ProcessConfig
 
-__all__ = ["Cgroups", "CgroupsUnavailable", "Leaf", "controllers_for", "limits_for", "own_folder"]
+__all__ = [
+    "CONTROLLERS",
+    "Cgroups",
+    "CgroupsUnavailable",
+    "Leaf",
+    "controllers_for",
+    "limits_for",
+    "own_folder",
+    "wants_group",
+]
 
+#: Controllers that limits of workers need, whichever of them are set now: a reload may set others.
+CONTROLLERS = frozenset({"cpu", "memory", "pids"})
 SUPERVISOR = "trailboss-supervisor"
 PREFIX = "trailboss-"
 #: Rounds of moving what is in the base: processes may fork meanwhile.
@@ -51,6 +62,11 @@ def limits_for(process: ProcessConfig) -> dict[str, str]:
     if process.pids_max:
         limits["pids.max"] = str(process.pids_max)
     return limits
+
+
+def wants_group(process: ProcessConfig) -> bool:
+    """Say whether each worker of a pool is to have a control group of its own."""
+    return bool(limits_for(process)) if process.cgroup is None else process.cgroup
 
 
 def controllers_for(process: ProcessConfig) -> frozenset[str]:

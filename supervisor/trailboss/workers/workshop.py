@@ -16,7 +16,15 @@ from trailboss.log import logger
 from trailboss.reactor import Reactor
 from trailboss.telemetry import Telemetry
 from trailboss.workers.callers import Callers
-from trailboss.workers.cgroups import Cgroups, CgroupsUnavailable, Leaf, controllers_for, limits_for
+from trailboss.workers.cgroups import (
+    CONTROLLERS,
+    Cgroups,
+    CgroupsUnavailable,
+    Leaf,
+    controllers_for,
+    limits_for,
+    wants_group,
+)
 from trailboss.workers.confine import PACKAGES, missing_tools, prefix_for
 from trailboss.workers.deaths import Deaths
 from trailboss.workers.guard import INSTANCE_VARIABLE, Guard
@@ -29,8 +37,6 @@ __all__ = ["Launch", "PoolSpec", "Workshop", "child_environment", "resolve_comma
 
 log = logger("server")
 
-#: Controllers that limits of workers need, whichever of them are set now: a reload may set others.
-CONTROLLERS = frozenset({"cpu", "memory", "pids"})
 #: Never handed to a child: they are this process's own contract with systemd, or with its workers.
 WITHHELD_PREFIXES = ("WATCHDOG_", "LISTEN_")
 WITHHELD = frozenset({"NOTIFY_SOCKET", "TRAILBOSS_DEV", "TRAILBOSS_FILES"})
@@ -116,8 +122,6 @@ class Workshop:
     #: For how many more workers like these pids there is memory.
     fits: Callable[[Sequence[int]], int] = workers_that_fit
     boot_limiter: trio.CapacityLimiter = field(init=False)
-
-    def __post_init__(self) -> None:
     #: Where /proc and /sys are found.
     cgroup_root: str = "/"
     #: Control groups of workers, from the first worker on that needs one; None: not tried yet, or not to be had.
@@ -127,6 +131,8 @@ class Workshop:
     _told: set[str] = field(default_factory=set)
         self.boot_limiter = trio.CapacityLimiter(self.settings.resolved_boot_parallelism)
 
+
+    def __post_init__(self) -> None:
     def base_environment(self) -> dict[str, str]:
         """Environment of every process this server starts: its own, where RPC is, its mark. No `server.env`."""
         environment = child_environment(os.environ)
@@ -141,11 +147,11 @@ class Workshop:
     def new_leaf(self, spec: PoolSpec) -> Leaf | None:
         """Make the control group of a new worker of `spec`; None where it needs none or there can be none."""
         process = spec.config.process
-        limits = limits_for(process)
-        if not (bool(limits) if process.cgroup is None else process.cgroup):
+        if not wants_group(process):
             return None
         cgroups = self._open_cgroups()
         leaf = cgroups.new_leaf(spec.name) if cgroups is not None else None
+        limits = limits_for(process)
         if leaf is None:
             if limits and cgroups is not None:
                 self._tell_once("the kernel refuses a control group for a worker", spec, sorted(limits))
@@ -186,12 +192,12 @@ class Workshop:
     def launch(self, spec: PoolSpec, leaf: Leaf | None = None) -> Launch:
         """How to start a worker of `spec` now; user and command are resolved anew each time.
 
-        Raises LookupError with a text for people when the configured user does not exist.
-        """
         `leaf` is the control group it is to be in.
 
         environment = self.base_environment()
         environment.update(self.settings.env)
+        Raises LookupError with a text for people when the configured user does not exist.
+        """
         # These must be right, whatever `server.env` says.
         environment["RR_RELAY"] = self.hub.address.exported if self.hub is not None else "pipes"
         environment["RR_VERSION"] = ROADRUNNER_COMPAT_VERSION

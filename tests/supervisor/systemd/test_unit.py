@@ -66,6 +66,7 @@ def test_the_default_unit_is_exposed_little(tmp_path: Path) -> None:
     ("old", "new", "most"),
     [
         ("127.0.0.1:8080", "0.0.0.0:80", 1.7),
+        ("num_workers: 2", "process: {memory_max: 64}", 1.8),
         ("command: [php, worker.php]", "command: [php, worker.php], user: www-data", 3.5),
     ],
 )
@@ -103,6 +104,22 @@ def test_workers_of_another_user_need_a_server_that_is_root(tmp_path: Path) -> N
     assert "User=" not in unit.replace("PrivateUsers=", "")
     assert "CAP_SETUID CAP_SETGID CAP_KILL" in unit
     assert "SystemCallFilter=~@resources\n" in unit
+
+
+def test_a_pool_of_another_user_does_too(tmp_path: Path) -> None:
+    """pool.process.user counts as server.user does."""
+    text = PLAIN.replace("num_workers: 2", "process: {user: www-data}")
+    assert _facts(tmp_path, text).changes_user
+
+
+def test_control_groups_are_delegated(tmp_path: Path) -> None:
+    """Limits that need control groups have the unit delegate them; without such limits nothing is delegated."""
+    unit = service_unit(_facts(tmp_path, PLAIN.replace("num_workers: 2", "process: {memory_max: 64}")))
+    assert "Delegate=cpu memory pids\n" in unit
+    assert "ProtectControlGroups=no\n" in unit
+    plain = service_unit(_facts(tmp_path, PLAIN))
+    assert "Delegate" not in plain
+    assert "ProtectControlGroups=yes\n" in plain
 
 
 def test_passed_sockets_have_units(tmp_path: Path) -> None:

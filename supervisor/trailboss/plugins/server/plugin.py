@@ -54,8 +54,11 @@ class ServerPlugin(Plugin):
         callers: Callers,
         deaths: Deaths,
         rpc_address: Callable[[], str],
+        other_users: bool = False,
     ) -> None:
         self.config = config
+        #: Whether some workers run as somebody else.
+        self._other_users = other_users or bool(config.user)
         self._rpc_address = rpc_address
         self._pools: list[Pool] = []
         self.guard = Guard()
@@ -79,7 +82,7 @@ class ServerPlugin(Plugin):
             if address.kind != "pipes":
                 hub = RelayHub(self._reactor, address)
                 # Workers of another user must be able to connect; the handshake lets in nobody but our children.
-                hub.open(mode=0o666 if self.config.user else 0o600)
+                hub.open(mode=0o666 if self._other_users else 0o600)
                 self.workshop.hub = hub
             services.provide(Workshop, self.workshop)
             task_status.started()
