@@ -248,6 +248,7 @@ class _Rollout:
             slot.trial = False
         if failure:
             wanted = sum(1 for slot in pool.slots if slot.wanted)
+            self._let_go(max(0, wanted - self._total))  # those that the surge was for
             for _ in range(self._total - wanted):
                 pool.add_slot(pool.generation)
             return f"it stopped half-way, {len(self._new)} of {self._total} workers are new: {failure}"
