@@ -11,7 +11,6 @@ Real clock, real processes; every wait has a deadline and polls the outside of t
 from __future__ import annotations
 
 import json
-import math
 import os
 import secrets
 import signal
@@ -27,101 +26,28 @@ from typing import Any
 
 import trio
 
-from trailboss_worker.protocol import frames, messages
-from trailboss_worker.protocol.frames import FrameDecoder
-from trailboss_worker.protocol.rpc import RpcReply, decode_reply, encode_request
+from trailboss.chaos import client as rpc_client
+from trailboss.chaos import processes, verdict
+from trailboss.chaos.client import CallFailed, ConnectionGone
+from trailboss.chaos.processes import Seen, children_of, command_of, descriptors, memory_bytes, seen
+from trailboss_worker.protocol import messages
 
 TESTS = Path(__file__).resolve().parent.parent
 PHP_WORKER = f"php {TESTS}/php/jobs_worker.php"
 PYTHON_WORKER = f"{sys.executable} {TESTS}/sdk/programs/jobs_worker.py"
 PHASE_WORKER = f"{sys.executable} -S -E {TESTS}/support/phase_worker.py"
 MARK = "TRAILBOSS_TEST_MARK"
+rss_bytes = memory_bytes
+percentile = verdict.percentile
 #: Time limits hold for an otherwise idle machine; where CI is set they are doubled, counts never are.
 PATIENCE = 2.0 if os.environ.get("CI") else 1.0
 READY_SECONDS = 20.0 * PATIENCE
 STOP_SECONDS = 20.0 * PATIENCE
 
 
-class CallFailed(Exception):
-    """The server answered with an error; the text is the answer."""
-
-
-class ConnectionGone(Exception):
-    """The connection ended before the answer came, or could not be made."""
-
-
-# --- processes ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A process that cannot be taken for another with the same number."""
-
-    pid: int
-    started: str
-
-    @property
-    def alive(self) -> bool:
-        """Whether it still runs; a zombie does not."""
-        stat = _stat(self.pid)
-        return len(stat) > 19 and stat[19] == self.started and stat[0] not in ("Z", "X")
-
-
-def _stat(pid: int) -> list[str]:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1")
-    except OSError:
-        return []
-    return text.rpartition(")")[2].split()
-
-
-def seen(pid: int) -> Seen | None:
-    """The process `pid` as it is now, or None."""
-    stat = _stat(pid)
-    return Seen(pid, stat[19]) if len(stat) > 19 else None
-
-
-def children_of(pid: int) -> list[int]:
-    """Direct children of a process, over all its threads."""
-    found: list[int] = []
-    try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
-    except (OSError, ValueError):
-        pass
-    return found
-
-
 def marked(mark: str) -> list[int]:
     """Every living process that carries `mark` in its environment."""
-    wanted = f"{MARK}={mark}".encode()
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid():
-            try:
-                environment = Path(f"/proc/{name}/environ").read_bytes()
-            except OSError:
-                continue
-            process = seen(int(name))
-            if wanted in environment.split(b"\0") and process is not None and process.alive:
-                found.append(int(name))
-    return found
-
-
-def rss_bytes(pid: int) -> int:
-    """Resident memory."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def descriptors(pid: int) -> list[str]:
-    """What the descriptors of a process point to, sorted."""
-    targets = []
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            targets.append(os.readlink(f"/proc/{pid}/fd/{name}").partition(":[")[0])
-        except OSError:
-            continue
-    return sorted(targets)
+    return processes.marked(MARK, mark)
 
 
 What = str | Callable[[], str]
@@ -156,62 +82,12 @@ async def until_async(
 # --- RPC ----------------------------------------------------------------------------------------------------------
 
 
-class Client:
-    """One RPC connection; one call at a time."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self.stream = stream
-        self._decoder = FrameDecoder()
-        self._sequence = 0
-
-    @classmethod
-    async def connect(cls, path: str) -> Client:
-        """Connect. Raises ConnectionGone."""
-        try:
-            return cls(await trio.open_unix_socket(path))
-        except OSError as error:
-            raise ConnectionGone(str(error)) from error
-
-    def close(self) -> None:
-        """Close the connection."""
-        self.stream.socket.close()
-
-    async def send(self, data: bytes) -> None:
-        """Send bytes as they are. Raises ConnectionGone."""
-        try:
-            await self.stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectionGone(str(error)) from error
-
-    async def reply(self) -> RpcReply:
-        """The next answer. Raises ConnectionGone."""
-        while (frame := self._decoder.next_frame()) is None:
-            try:
-                data = await self.stream.receive_some(65536)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise ConnectionGone(str(error)) from error
-            if not data:
-                raise ConnectionGone("end of stream")
-            self._decoder.feed(data)
-        return decode_reply(frame)
-
-    async def exchange(self, method: str, argument: bytes, flags: int) -> RpcReply:
-        """Send a call and return its answer, matched by number and name."""
-        self._sequence += 1
-        await self.send(encode_request(self._sequence, method, argument, flags))
-        reply = await self.reply()
-        assert (self._sequence, method) == (reply.sequence, reply.method)
-        return reply
+class Client(rpc_client.Client):
+    """One RPC connection; one call at a time. Slow machines get more time."""
 
     async def call(self, method: str, argument: object = True, seconds: float = 20.0) -> Any:
-        """Call with JSON, or with protobuf where `argument` is bytes. Raises CallFailed, ConnectionGone, TooSlowError."""
-        proto = isinstance(argument, bytes)
-        data = argument if isinstance(argument, bytes) else json.dumps(argument).encode()
-        with trio.fail_after(seconds * PATIENCE):
-            reply = await self.exchange(method, data, frames.PROTO if proto else frames.JSON)
-        if reply.is_error:
-            raise CallFailed(reply.error_text)
-        return reply.body if proto else json.loads(reply.body or b"null")
+        """As in the product. Raises CallFailed, ConnectionGone, TooSlowError."""
+        return await super().call(method, argument, seconds * PATIENCE)
 
 
 def push_argument(
@@ -495,7 +371,7 @@ class Server:
         assert self._process is not None
         if self._process.returncode is not None:
             pids.discard(self.pid)
-        return [f"{pid}: {_command(pid)}" for pid in sorted(pids)]
+        return [f"{pid}: {command_of(pid)}" for pid in sorted(pids)]
 
     async def expect_nothing_left(self, seconds: float = 2.0) -> None:
         """Raise AssertionError unless everything the server had started is gone within `seconds`."""
@@ -636,13 +512,6 @@ class Server:
         assert bad == []
 
 
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-    except OSError:
-        return "?"
-
-
 @asynccontextmanager
 async def serving(
     folder: Path,
@@ -715,9 +584,3 @@ def install_plugins(folder: Path, source: str, **factories: str) -> dict[str, st
     points = "\n".join(f"{name} = chaos_plugins:{factory}" for name, factory in factories.items())
     (info / "entry_points.txt").write_text(f"[trailboss.plugins]\n{points}\n")
     return {"PYTHONPATH": str(site)}
-
-
-def percentile(values: Sequence[float], fraction: float) -> float:
-    """The value below which `fraction` of the values lie."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(fraction * len(ordered)) - 1)]

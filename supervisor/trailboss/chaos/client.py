@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 import trio
 
@@ -36,7 +36,7 @@ class Client:
         self._sequence = 0
 
     @classmethod
-    async def connect(cls, path: str) -> Client:
+    async def connect(cls, path: str) -> Self:
         """Connect. Raises ConnectionGone."""
         try:
             return cls(await trio.open_unix_socket(path))

@@ -123,7 +123,7 @@ def privacy_of(
     pools: dict[str, int] = {}
     exec_ttl, boot_timeout = {}, {}
     for name, section in (("http", config.http), ("jobs", config.jobs)):
-        if section is None or (name == "jobs" and not section.pool.resolved_num_workers):
+        if section is None or section.pool.debug:  # a fresh worker for every execution: none to hurt
             continue
         pool = section.pool
         pools[name] = pool.resolved_num_workers

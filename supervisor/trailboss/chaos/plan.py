@@ -169,13 +169,14 @@ def _drawn(
 
 
 def _mid_init(number: int, where: float, chance: random.Random, pool: str, system_calls: bool) -> Injection:
+    # A frozen worker takes its boot_timeout, in which twenty others could be killed. 13 is no multiple of the pools.
+    if number % 13 == 5:
+        return Injection(Stage.MID_INIT, Kind.FREEZE_BOOT, pool, at=1.2 * where, chance=chance.random())
     if system_calls and number % 3 == 2:
         call = chance.choice(sorted(SYSTEM_CALLS))
         count = 1 + int(where * SYSTEM_CALLS[call])
         return Injection(Stage.MID_INIT, Kind.KILL_CALL, pool, call=call, count=count, chance=chance.random())
-    # A frozen worker takes its boot_timeout, in which twenty others could be killed.
-    kind = Kind.FREEZE_BOOT if number % 12 == 5 else Kind.KILL_BOOT
-    return Injection(Stage.MID_INIT, kind, pool, at=1.2 * where, chance=chance.random())
+    return Injection(Stage.MID_INIT, Kind.KILL_BOOT, pool, at=1.2 * where, chance=chance.random())
 
 
 _STORM: Final = (

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -73,7 +72,7 @@ def progress_line(done: Done) -> str:
     return f"{done.at:7.2f} s  {done.injection.describe()}: {how}"
 
 
-def shown(verdict: Verdict, again: str) -> RenderableType:
+def shown(verdict: Verdict) -> RenderableType:
     """The verdict for a terminal."""
     findings = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("", "invariant", "seen"):
@@ -99,7 +98,6 @@ def shown(verdict: Verdict, again: str) -> RenderableType:
         _table(CLIENT_HEADINGS, client_rows(verdict)),
         findings,
         last,
-        Padding(Text(f"again: {again}", "dim", overflow="fold"), (0, 0, 1, 0)),
     )
 
 

@@ -216,14 +216,18 @@ def _served(client: str, seen: Seen) -> Served:
 def _server(seen: Seen) -> Finding:
     wrong = seen.died + seen.failed_starts
     text = "The server ends only when it is told to or killed, and starts whenever it is started."
-    starts = f"{len(seen.starts)} starts, the slowest {max(seen.starts):.1f} s" if seen.starts else "no start"
+    starts = (
+        f"{_count(len(seen.starts), 'start')}, the slowest {max(seen.starts):.1f} s"
+        if seen.starts
+        else "no start"
+    )
     return Finding("server lives", not wrong and bool(seen.starts), text, "; ".join(wrong) or starts)
 
 
 def _exit_code(seen: Seen) -> Finding:
     wrong = [code for code in seen.exits if code != 0]
     text = "SIGTERM ends the server with exit code 0, within its grace period."
-    good = f"{len(seen.exits)} stops, exit code 0" if seen.exits else "no stop was asked for"
+    good = f"{_count(len(seen.exits), 'stop')}, exit code 0" if seen.exits else "no stop was asked for"
     return Finding("exit code", not wrong, text, f"exit codes {wrong}" if wrong else good)
 
 
@@ -299,7 +303,9 @@ def _books(seen: Seen) -> Finding:
     done = sum(totals["done"] for _, totals, _ in seen.books)
     dead = sum(totals["dead"] for _, totals, _ in seen.books)
     good = (
-        f"{len(seen.books)} times: {done:,} done, {dead:,} dead" if seen.books else "no server came to rest"
+        f"{_count(len(seen.books), 'time')}: {done:,} done, {dead:,} dead"
+        if seen.books
+        else "no server came to rest"
     )
     return Finding("books", not wrong, text, "; ".join(wrong) or good)
 
@@ -313,7 +319,7 @@ def _pools(seen: Seen) -> Finding:
     text = "After every injection every pool has all its workers again."
     never = [done for done in seen.done if done.recovered is None]
     slowest = max((done.recovered for done in seen.done if done.recovered is not None), default=0.0)
-    good = f"{len(seen.done)} times, the slowest {slowest:.2f} s"
+    good = f"{_count(len(seen.done), 'time')}, the slowest {slowest:.2f} s"
     wrong = "; ".join(
         f"not after {done.injection.describe()} at {done.at:.1f} s ({done.note})" for done in never[:3]
     )
@@ -350,6 +356,10 @@ def _log(seen: Seen) -> Finding:
 def _limit(seen: Seen) -> Finding:
     text = "Workers above their memory limit are replaced."
     return Finding("memory limit", seen.recycled > 0, text, f"{seen.recycled} replaced")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _during(reply: Reply, spans: Iterable[tuple[float, float]]) -> bool:

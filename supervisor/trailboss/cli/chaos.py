@@ -9,6 +9,7 @@ import os
 import secrets
 import shlex
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -224,12 +225,17 @@ def carried_out(run: Run, again: str, report: str | None, *, quiet: bool, as_jso
     from trailboss.chaos.verdict import judge
 
     terminal = console()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server is left behind
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
     seen = trio.run(run.run) if quiet else watched(run, terminal)
+    if not seen.starts:
+        raise CommandFailed(did_not_start(run, seen))
     verdict = judge(seen, has_http="http" in run.privacy.pools, has_jobs=bool(run.privacy.pipelines))
     if as_json:
         print_json(json_of(run.plan, seen, verdict, run.privacy.told))
     else:
-        terminal.print(shown(verdict, again))
+        terminal.print(shown(verdict))
+        click.echo(f"again: {again}")  # not wrapped: it is there to be copied
     if report is not None:
         try:
             Path(report).write_text(
@@ -238,8 +244,16 @@ def carried_out(run: Run, again: str, report: str | None, *, quiet: bool, as_jso
         except OSError as error:
             raise CommandFailed(f"{report} cannot be written: {error.strerror}") from error
         if not quiet:
-            terminal.print(f"report: {os.path.abspath(report)}")
+            click.echo(f"report: {os.path.abspath(report)}")
     return 0 if verdict.holds else 1
+
+
+def did_not_start(run: Run, seen: Seen) -> str:
+    """Return why there was nothing to judge."""
+    text = "; ".join(seen.failed_starts)
+    shorter = [limit for limit in run.privacy.limits if ".boot_timeout=" in limit]
+    hint = f"; workers that need longer to boot: -o {shorter[0].partition('=')[0]}=60s" if shorter else ""
+    return f"the private instance did not start: {text}{hint}"
 
 
 def watched(run: Run, terminal: object) -> Seen:
