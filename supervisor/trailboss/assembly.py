@@ -208,6 +208,7 @@ def _server(config: Config, shared: _Shared, rpc_address: Callable[[], str]) -> 
         callers=shared.callers,
         deaths=shared.deaths,
         rpc_address=rpc_address,
+        other_users=bool(_worker_uids(config) - {os.geteuid()}),
     )
     server.workshop.telemetry = shared.telemetry
     server.workshop.directory = config.source.working_directory
@@ -221,7 +222,6 @@ def _worker_uids(config: Config) -> set[int]:
     """
     if config.server is None:
         return set()
-        other_users=bool(_worker_uids(config) - {os.geteuid()}),
     on_init = config.server.on_init
     uids = set()
     own = (pool.process.user for _, pool in pools(config))

@@ -163,6 +163,44 @@ def test_json_values_travel_both_ways(start_server, address_kind):
     assert server.connections == 1
 
 
+def test_a_worker_shows_its_token_first(start_server, monkeypatch):
+    """Once per connection, before the first call, and whatever the server says to it."""
+    server = start_server(echo)
+    server.answer = lambda request: (
+        encode_error(request, "rpc: can't find method") if "Auth" in request.method else echo(request)
+    )
+    monkeypatch.setenv("RR_RPC", server.address)
+    monkeypatch.setenv("TRAILBOSS_TOKEN", "the-token")
+    with RPC.from_environment() as rpc:
+        assert [rpc.call("echo.Echo", number) for number in (1, 2)] == [1, 2]
+        server.close_connections()
+        assert _eventually(lambda: rpc.call("echo.Echo", 3)) == 3
+    methods = [request.method for request in server.requests]
+    assert methods[:3] == ["trailboss.Authenticate", "echo.Echo", "echo.Echo"]
+    assert methods[3:] == ["trailboss.Authenticate", "echo.Echo"]
+    assert {request.argument for request in server.requests if "Auth" in request.method} == {b'"the-token"'}
+
+
+def test_a_token_is_for_nobody_else(start_server, monkeypatch):
+    """Another server than the one that gave it does not see it."""
+    server = start_server(echo)
+    monkeypatch.setenv("RR_RPC", "unix:///somewhere/else.sock")
+    monkeypatch.setenv("TRAILBOSS_TOKEN", "the-token")
+    with RPC(server.address) as rpc:
+        assert rpc.call("echo.Echo", 1) == 1
+    assert [request.method for request in server.requests] == ["echo.Echo"]
+
+
+def _eventually(call: Callable[[], object]) -> object:
+    """The result of a call that may meet the old connection at first."""
+    for _ in range(50):
+        try:
+            return call()
+        except ConnectionLost:
+            time.sleep(0.01)
+    return call()
+
+
 @pytest.mark.parametrize(("codec", "flags"), [("raw", RAW), ("proto", PROTO)])
 def test_bytes_travel_both_ways(start_server, codec, flags):
     """raw and proto carry bytes as they are; nothing else is accepted for them."""

@@ -204,6 +204,11 @@ class RpcConfig:
     max_bytes_in_flight: Megabytes = key(
         256, "Bytes of calls and replies held for all connections together.", "MB", minimum=1
     )
+    policy: Mapping[str, tuple[Literal["own_worker", "any_worker", "operator", "on_init"], ...]] = key(
+        dict,
+        'Who may call what: patterns of methods, such as "jobs.*", each with a list of own_worker, any_worker, operator and '
+        "on_init; the first that matches decides, what none matches everybody may call.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

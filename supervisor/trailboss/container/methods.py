@@ -39,6 +39,11 @@ class Caller:
     pid: int = 0  #: 0 where the transport does not tell (loopback TCP after the peer has gone)
     uid: int = -1
     booting: bool = False  #: the worker has not finished its handshake
+    session: int = (
+        0  #: pid of the worker or on_init command that it belongs to, which leads the session; 0: none
+    )
+    #: It has shown a token: a handler that returns this says who the connection is from now on.
+    authenticated: bool = False
 
 
 class RpcRefused(Exception):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from trailboss.container.contract import Caller
@@ -335,6 +336,11 @@ class RpcConnection:
         """Look up again who is calling: a worker may have become ready since it connected."""
         self.caller = self._find_caller()
         return self.caller
+
+    def become(self, caller: Caller) -> None:
+        """Take note of who it has proved to be."""
+        self.caller = caller
+        self._find_caller = partial(self._server.callers.refresh, caller)
 
     @property
     def has_unsent(self) -> bool:

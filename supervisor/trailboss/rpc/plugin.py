@@ -20,6 +20,7 @@ from trailboss.metrics import Family, MetricSources, counter, gauge
 from trailboss.reactor import Reactor
 from trailboss.rpc.address import default_socket_path, exported_address
 from trailboss.rpc.listen import BoundSocket, Listener, bind
+from trailboss.rpc.policy import Policy
 from trailboss.rpc.registry import Registry
 from trailboss.rpc.server import RpcLimits, RpcServer
 from trailboss.telemetry import Telemetry
@@ -121,6 +122,7 @@ class RpcPlugin(Plugin):
             nursery,
             services.find(Callers),
             services.find(Telemetry),
+            Policy(self._config.policy, {self._uid, 0}),
         )
         self._server = server
         sources = services.find(MetricSources)

@@ -19,7 +19,8 @@ from trailboss.container.gate import GateView, Pass, Refuse, decide
 from trailboss.log import logger
 from trailboss.reactor import Reactor
 from trailboss.rpc.codec import ARGUMENT_CODEC, ArgumentDecoder, CodecError, argument_decoder, encode_result
-from trailboss.rpc.peers import Peer, TracedPeer
+from trailboss.rpc.peers import AuditedPeer, Peer, TracedPeer
+from trailboss.rpc.policy import Policy
 from trailboss.rpc.registry import Registry, UnknownMethod
 from trailboss.telemetry import Telemetry
 from trailboss.workers.outcome import ExecFailed
@@ -28,6 +29,9 @@ from trailboss_worker.protocol.rpc import RpcRequest
 __all__ = ["Call", "CallerLookup", "GateSource", "RpcCounters", "RpcLimits", "RpcServer"]
 
 log = logger("rpc")
+
+#: May be called by everybody: it is how a caller says who it is.
+AUTHENTICATE = "trailboss.Authenticate"
 
 #: Lines about broken connections in one minute; more are counted and told with the next line.
 BROKEN_LINES_PER_MINUTE = 10
@@ -54,6 +58,9 @@ class CallerLookup(Protocol):
     def lookup(self, pid: int, uid: int) -> Caller:
         """Say who the process `pid` of user `uid` is."""
 
+    def refresh(self, caller: Caller) -> Caller:
+        """Say again who an authenticated caller is."""
+
 
 class OperatorLookup:
     """Everybody is an operator: for servers without workers."""
@@ -61,6 +68,10 @@ class OperatorLookup:
     def lookup(self, pid: int, uid: int) -> Caller:
         """Return an operator."""
         return Caller(CallerRole.OPERATOR, pid=pid, uid=uid)
+
+    def refresh(self, caller: Caller) -> Caller:
+        """Return what it is."""
+        return caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +107,18 @@ class RpcCounters:
 class Entry:
     """One method, prepared for calls. `free`: it may run at once, whoever calls (kept up to date by the server)."""
 
-    __slots__ = ("deadline_seconds", "decode", "free", "handler", "method", "needs_pool", "plugin")
+    __slots__ = (
+        *("allowed", "deadline_seconds", "decode", "free", "handler", "is_watched", "method"),
+        *("needs_pool", "plugin"),
+    )
 
-    def __init__(self, method: RpcMethod, call_timeout_seconds: float) -> None:
+    def __init__(
+        self, method: RpcMethod, call_timeout_seconds: float, allowed: frozenset[str] | None = None
+    ) -> None:
         self.method = method
+        #: Kinds of callers that `rpc.policy` lets call it; None: all.
+        self.allowed = None if method.name == AUTHENTICATE else allowed
+        self.is_watched = self.allowed is not None or method.access is Access.SENSITIVE
         self.handler: Callable[[Any, Caller], object] = method.handler
         self.decode: ArgumentDecoder = argument_decoder(method)
         self.free = method.access is Access.ALWAYS
@@ -138,6 +157,7 @@ class RpcServer:
         nursery: trio.Nursery,
         callers: CallerLookup | None = None,
         telemetry: Telemetry | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self.limits = limits
         self.reactor = reactor
@@ -155,7 +175,13 @@ class RpcServer:
         self._gate = gate
         self._nursery = nursery
         self._telemetry = telemetry if telemetry is not None else Telemetry()
-        self._entries = {method.name: Entry(method, limits.call_timeout_seconds) for method in registry}
+        self._policy = policy = policy if policy is not None else Policy()
+        self._entries = {
+            method.name: Entry(method, limits.call_timeout_seconds, policy.allowed(method.name))
+            for method in registry
+        }
+        for pattern in policy.idle_patterns(self._entries):
+            log.warning("a pattern of rpc.policy matches no method", pattern=pattern)
         self._moved: trio.Event | None = None
         self._broken_minute = -1
         self._broken_lines = 0
@@ -188,6 +214,13 @@ class RpcServer:
                 self._registry.find(request.method)
                 raise UnknownMethod(f"rpc: can't find method {request.method}")
             argument = entry.decode(codec, request.argument)
+            if entry.is_watched:
+                # Over TCP only a second look finds the process.
+                caller = peer.fresh_caller()
+                if entry.method.access is Access.SENSITIVE:
+                    peer = AuditedPeer(peer, request)
+                if entry.allowed is not None:
+                    self._obey_policy(entry, entry.allowed, argument, caller)
             if not entry.free:
                 self._ask_gate(Call(peer, request, entry, codec, argument))
                 return
@@ -195,11 +228,30 @@ class RpcServer:
             if hasattr(result, "__await__"):
                 self._start(Call(peer, request, entry, codec, argument), self._finish, result)
                 return
+            if isinstance(result, Caller):
+                peer.become(result)
+                result = result.role.value
             answer = encode_result(codec, result)
         except (Exception, SystemExit) as error:
             self._answer_failure(peer, request, error)
         else:
             peer.answer(request, answer)
+
+    def _obey_policy(self, entry: Entry, allowed: frozenset[str], argument: object, caller: Caller) -> None:
+        """Raise RpcRefused where `rpc.policy` does not let `caller` make this call."""
+        needs_pool = entry.needs_pool
+        pool = needs_pool if isinstance(needs_pool, str) else needs_pool(argument)
+        refusal = self._policy.refusal(entry.method.name, allowed, caller, pool or entry.plugin)
+        if refusal:
+            self.counters.refused += 1
+            log.warning(
+                "a call was refused by rpc.policy",
+                method=entry.method.name,
+                caller=caller.role.value,
+                pid=caller.pid,
+                uid=caller.uid,
+            )
+            raise RpcRefused(refusal)
 
     def _ask_gate(self, call: Call) -> None:
         started = trio.current_time()

@@ -15,6 +15,7 @@ import trio
 
 from trailboss.config.redact import redacted_text
 from trailboss.log import logger
+from trailboss.workers.callers import TOKEN_VARIABLE, new_token
 from trailboss.workers.output import LineDrain
 from trailboss.workers.process import Identity, Process, SpawnFailed, spawn
 
@@ -53,6 +54,9 @@ async def run_to_end(
 
     On cancellation: its group is ended and reaped.
     """
+    token = new_token()
+    if role is not None:
+        environment = {**environment, TOKEN_VARIABLE: token}
     try:
         process = await spawn(
             argv,
@@ -71,10 +75,15 @@ async def run_to_end(
     )
     shop.guard.add(process.pid)
     if role is not None:
-        shop.callers.add(process.pid, role)
+        shop.callers.add(process.pid, role, token=token)
     drains = [
         LineDrain(
-            shop.reactor, fd, _emitter(process.pid, source), line_max=shop.settings.stderr_line_max, rate=rate
+            shop.reactor,
+            fd,
+            _emitter(process.pid, source),
+            line_max=shop.settings.stderr_line_max,
+            rate=rate,
+            secret=token,
         )
         for fd in (process.stdout_fd, process.stderr_fd)
     ]

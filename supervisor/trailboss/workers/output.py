@@ -106,9 +106,18 @@ class LineDrain:
     """An object of the reactor that turns a pipe into log lines. `close` flushes what is left."""
 
     def __init__(
-        self, reactor: Reactor, fd: int, emit: Callable[[str], None], *, line_max: int, rate: int = 0
+        self,
+        reactor: Reactor,
+        fd: int,
+        emit: Callable[[str], None],
+        *,
+        line_max: int,
+        rate: int = 0,
+        secret: str = "",
     ) -> None:
         self._reactor = reactor
+        #: Never logged and never kept: a program that shows its environment shows this too.
+        self._secret = secret.encode()
         self._fd = fd
         self._emit = emit
         self._line_max = line_max
@@ -192,6 +201,8 @@ class LineDrain:
     def _line(self, line: bytes) -> None:
         cut, self._cut = self._cut, 0
         line = line.rstrip(b"\r")
+        if self._secret and self._secret in line:
+            line = line.replace(self._secret, b"***")
         if not line and not cut:
             return
         if len(line) > self._line_max:

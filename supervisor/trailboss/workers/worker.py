@@ -25,6 +25,7 @@ import trio
 
 from trailboss.container.contract import CallerRole
 from trailboss.log import logger
+from trailboss.workers.callers import TOKEN_VARIABLE, new_token
 from trailboss.workers.cgroups import Leaf
 from trailboss.workers.command import run_warmup_command
 from trailboss.workers.deaths import DeathRecord, quote
@@ -153,6 +154,8 @@ class Worker(LaneOwner):
         self._asked_by = ""
         #: Its command line, for people.
         self.command = ""
+        #: Proves to the RPC port that a caller belongs to it.
+        self._token = new_token()
         #: Its control group, and how many in there the kernel has killed for want of memory.
         self._leaf: Leaf | None = None
         self._oom_kills = 0
@@ -339,7 +342,7 @@ class Worker(LaneOwner):
                 self.command = " ".join(launch.argv)
                 self.process = await shop.spawner(
                     launch.argv,
-                    launch.environment,
+                    {**launch.environment, TOKEN_VARIABLE: self._token},
                     wall=wall,
                     identity=launch.identity,
                     prefix=launch.prefix,
@@ -367,7 +370,7 @@ class Worker(LaneOwner):
     def _register(self, process: Process) -> None:
         shop = self._shop
         shop.guard.add(process.pid)
-        shop.callers.add(process.pid, CallerRole.WORKER, self._pool.name)
+        shop.callers.add(process.pid, CallerRole.WORKER, self._pool.name, self._token)
         shop.reactor.register(process.pidfd, self._on_exit)
         self._voice = self._pool.boot_output.voice(self._log_line)
         self._stderr = self._line_drain(process.stderr_fd, self._voice.line)
@@ -378,7 +381,12 @@ class Worker(LaneOwner):
     def _line_drain(self, fd: int, emit: Callable[[str], None]) -> LineDrain:
         settings = self._shop.settings
         return LineDrain(
-            self._shop.reactor, fd, emit, line_max=settings.stderr_line_max, rate=settings.stderr_rate
+            self._shop.reactor,
+            fd,
+            emit,
+            line_max=settings.stderr_line_max,
+            rate=settings.stderr_rate,
+            secret=self._token,
         )
 
     def _on_exit(self) -> None:
@@ -955,7 +963,7 @@ class Worker(LaneOwner):
             system_seconds=status.system_seconds if status else 0.0,
             memory_peak_bytes=status.memory_peak_bytes if status else 0,
             last_output=self._stderr.last_lines() if self._stderr is not None else (),
-            stray_output=quote(breach.excerpt) if breach is not None else "",
+            stray_output=quote(breach.excerpt).replace(self._token, "***") if breach is not None else "",
             hint=self._hint(),
             memory_growth_bytes_per_hour=self._memory_growth(),
             seen=self._seen.describe(),

@@ -15,7 +15,7 @@ from trailboss.config.schema import PoolConfig, ProcessConfig, ServerConfig
 from trailboss.log import logger
 from trailboss.reactor import Reactor
 from trailboss.telemetry import Telemetry
-from trailboss.workers.callers import Callers
+from trailboss.workers.callers import TOKEN_VARIABLE, Callers
 from trailboss.workers.cgroups import (
     CONTROLLERS,
     Cgroups,
@@ -39,7 +39,7 @@ log = logger("server")
 
 #: Never handed to a child: they are this process's own contract with systemd, or with its workers.
 WITHHELD_PREFIXES = ("WATCHDOG_", "LISTEN_")
-WITHHELD = frozenset({"NOTIFY_SOCKET", "TRAILBOSS_DEV", "TRAILBOSS_FILES"})
+WITHHELD = frozenset({"NOTIFY_SOCKET", "TRAILBOSS_DEV", "TRAILBOSS_FILES", TOKEN_VARIABLE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +129,10 @@ class Workshop:
     _cgroups_tried: bool = False
     #: What was said about limits that are not in force.
     _told: set[str] = field(default_factory=set)
-        self.boot_limiter = trio.CapacityLimiter(self.settings.resolved_boot_parallelism)
-
 
     def __post_init__(self) -> None:
+        self.boot_limiter = trio.CapacityLimiter(self.settings.resolved_boot_parallelism)
+
     def base_environment(self) -> dict[str, str]:
         """Environment of every process this server starts: its own, where RPC is, its mark. No `server.env`."""
         environment = child_environment(os.environ)
@@ -149,9 +149,9 @@ class Workshop:
         process = spec.config.process
         if not wants_group(process):
             return None
+        limits = limits_for(process)
         cgroups = self._open_cgroups()
         leaf = cgroups.new_leaf(spec.name) if cgroups is not None else None
-        limits = limits_for(process)
         if leaf is None:
             if limits and cgroups is not None:
                 self._tell_once("the kernel refuses a control group for a worker", spec, sorted(limits))
@@ -194,10 +194,10 @@ class Workshop:
 
         `leaf` is the control group it is to be in.
 
-        environment = self.base_environment()
-        environment.update(self.settings.env)
         Raises LookupError with a text for people when the configured user does not exist.
         """
+        environment = self.base_environment()
+        environment.update(self.settings.env)
         # These must be right, whatever `server.env` says.
         environment["RR_RELAY"] = self.hub.address.exported if self.hub is not None else "pipes"
         environment["RR_VERSION"] = ROADRUNNER_COMPAT_VERSION

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from trailboss.config.schema import ProcessConfig, QuarantineConfig
-from trailboss.container.contract import CallerRole
+from trailboss.container.contract import Caller, CallerRole
 from trailboss.workers.outcome import WorkerDied
 from trailboss.workers.pool import PoolStartFailed
 
@@ -282,3 +282,33 @@ async def test_a_command_that_is_missing_is_told_behind_a_prefix_too(stage: Stag
     pool = stage.make_pool(command=("/nowhere/worker",), process=ProcessConfig(nice=1))
     with trio.fail_after(10), pytest.raises(PoolStartFailed, match="'/nowhere/worker': command not found"):
         await pool.run()
+
+
+async def test_a_token_in_the_environment_and_nowhere_else(log_records: list[dict[str, object]]) -> None:
+    """Each worker has one of its own, which says who it is and dies with it; what shows the environment does not show it."""
+    async with open_stage(env={"TRAILBOSS_TOKEN": "forged"}) as stage:
+        pool = await stage.pool(num_workers=2)
+        tokens = {}
+        for worker in pool.workers():
+            environment = _of_process(worker.pid, "environ").split("\0")
+            (tokens[worker.pid],) = (item[16:] for item in environment if item.startswith("TRAILBOSS_TOKEN="))
+        callers = stage.workshop.callers
+        stranger = Caller(CallerRole.OPERATOR, "", 0, 77)
+        for pid, token in tokens.items():
+            found = callers.authenticate(token, stranger)
+            assert found is not None
+            assert (found.role, found.pool, found.session, found.booting) == (
+                CallerRole.WORKER,
+                "jobs",
+                pid,
+                False,
+            )
+        assert len(set(tokens.values()) - {"forged"}) == 2
+        pid = int(await stage.ask(pool, "pid"))
+        shown = f"TRAILBOSS_TOKEN={tokens[pid]} and more\n".encode()
+        await stage.ask(pool, "error-lines", shown)
+        await until(lambda: "TRAILBOSS_TOKEN=*** and more" in _lines(log_records, pid))
+        with trio.fail_after(10):
+            await pool.reset()
+        assert all(callers.authenticate(token, stranger) is None for token in tokens.values())
+        assert not any(token in repr(log_records) for token in tokens.values())

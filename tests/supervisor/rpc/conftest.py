@@ -255,6 +255,9 @@ class MemoryPeer:
     def fresh_caller(self) -> Caller:
         return self.caller
 
+    def become(self, caller: Caller) -> None:
+        self.caller = caller
+
     def answer(self, request: RpcRequest, result: bytes) -> None:
         self.answers.append((request, False, result))
         self.changed.set()

@@ -2,7 +2,8 @@
 
 One connection, one call under way on it at a time, a lock around both: threads may share a client, and each
 gets the answer to its own call, matched by sequence number (wire protocol 4). The connection is made at the
-first call, kept, and made anew after it was lost; a forked child makes its own.
+first call, kept, and made anew after it was lost; a forked child makes its own. A worker that was given a token
+(TRAILBOSS_TOKEN) shows it there first, so that the server knows whose calls these are.
 
 A server that is still starting answers `service not ready`, and a call that was answered so has had no effect.
 So such calls, and only such, may be repeated blindly: `retry_until` says for how many seconds. They are not
@@ -32,6 +33,7 @@ from trailboss_worker.sdk.rpc_errors import (
 )
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:6001"
+TOKEN_VARIABLE = "TRAILBOSS_TOKEN"
 CALL_TIMEOUT_SECONDS = 65.0  # a little more than the server's own limit for a call, whose text says more
 RETRY_DELAY_SECONDS_FIRST = 0.02
 RETRY_DELAY_SECONDS_MAX = 0.5
@@ -170,17 +172,39 @@ class RPC:
         return reply.body
 
     def _exchange(self, method: str, argument: bytes, flags: int, deadline: float) -> RpcReply:
-        connection = self._connected()
+        connection = self._connected(deadline)
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        return self._ask(connection, self._sequence, method, argument, flags, deadline)
+
+    def _ask(
+        self,
+        connection: socket.socket,
+        sequence: int,
+        method: str,
+        argument: bytes,
+        flags: int,
+        deadline: float,
+    ) -> RpcReply:
         connection.settimeout(_remaining(deadline))
-        connection.sendall(encode_request(self._sequence, method, argument, flags))
+        connection.sendall(encode_request(sequence, method, argument, flags))
         reply = decode_reply(self._read_frame(connection, deadline))
-        if reply.sequence != self._sequence or reply.method != method:
+        if reply.sequence != sequence or reply.method != method:
             raise OutOfStep(
-                f"{method} (sequence {self._sequence}): {self.address} answered"
+                f"{method} (sequence {sequence}): {self.address} answered"
                 f" {reply.method} (sequence {reply.sequence})"
             )
         return reply
+
+    def _introduce(self, connection: socket.socket, deadline: float) -> None:
+        """Show the token of this worker to the server that gave it, and to nobody else.
+
+        An answer that does not take it changes nothing: the server tells its workers by other means as well.
+        """
+        token = os.environ.get(TOKEN_VARIABLE)
+        if token and self.address == os.environ.get("RR_RPC"):
+            self._ask(
+                connection, 0, "trailboss.Authenticate", json.dumps(token).encode(), frames.JSON, deadline
+            )
 
     def _read_frame(self, connection: socket.socket, deadline: float) -> frames.Frame:
         while True:
@@ -193,7 +217,7 @@ class RPC:
                 raise ConnectionResetError("the server closed the connection before it answered")
             self._decoder.feed(data)
 
-    def _connected(self) -> socket.socket:
+    def _connected(self, deadline: float) -> socket.socket:
         if self._connection is not None and not self._is_usable(self._connection):
             self._drop()
         if self._connection is None:
@@ -202,6 +226,7 @@ class RPC:
                 self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._decoder = frames.FrameDecoder(ANSWER_CAP_BYTES)
             self._owner_pid = os.getpid()
+            self._introduce(self._connection, deadline)
         return self._connection
 
     def _is_usable(self, connection: socket.socket) -> bool:

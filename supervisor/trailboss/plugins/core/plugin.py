@@ -30,6 +30,7 @@ from trailboss.container.inspect import HttpInspector
 from trailboss.container.state import ServerState
 from trailboss.reloading import Reloader
 from trailboss.rpc.registry import Registry
+from trailboss.workers.callers import Callers
 from trailboss.workers.deaths import Deaths
 from trailboss.workers.glance import describe_pools
 from trailboss.workers.pool import PoolSet
@@ -97,6 +98,14 @@ class CorePlugin(Plugin):
                 "trailboss.State", self._state, always, plugin=core, doc="phases of plugins, gate, pools"
             ),
             RpcMethod(
+                "trailboss.Authenticate",
+                self._authenticate,
+                always,
+                argument=str,
+                plugin=core,
+                doc="say who the connection is by the token in TRAILBOSS_TOKEN; answers with the role",
+            ),
+            RpcMethod(
                 "trailboss.Deaths", self._deaths, plugin=core, doc="the last worker deaths, oldest first"
             ),
             RpcMethod(
@@ -139,6 +148,15 @@ class CorePlugin(Plugin):
 
     def _version(self, _argument: object, _caller: Caller) -> str:
         return ROADRUNNER_COMPAT_VERSION
+
+    def _authenticate(self, token: object, caller: Caller) -> Caller:
+        callers = self._services.find(Callers) if self._services is not None else None
+        found = (
+            callers.authenticate(token, caller) if callers is not None and isinstance(token, str) else None
+        )
+        if found is None:
+            raise RpcRefused("authentication failed: no process that runs now has this token")
+        return found
 
     def _config(self, _argument: object, _caller: Caller) -> raw:
         return self._config_text

@@ -96,6 +96,7 @@ async def test_the_methods_are_those_of_the_registry(nursery: trio.Nursery) -> N
     assert names == [
         "rpc.Config",
         "rpc.Version",
+        "trailboss.Authenticate",
         "trailboss.Deaths",
         "trailboss.LiftQuarantine",
         "trailboss.Methods",
