@@ -169,6 +169,8 @@ class Dispatcher:
         """Ask a pool again that has refused, in case its sign was lost."""
         if self._refused and now >= self._retry_at:
             self._on_idle()
+        elif self._refused:
+            self._wake_at(self._retry_at)  # a later refusal has moved it behind what was rung for
 
     def _on_idle(self) -> None:
         self._refused = False
