@@ -113,6 +113,7 @@ class Generations:
             raise
         finally:
             shared.done.set()
+            pool.look_again()  # what had to wait for the end of the reset
             self._resetting = self._next_reset
             self._next_reset = None
             if self._resetting is not None:
@@ -163,16 +164,17 @@ class Generations:
 
     async def booted(self, slots: list[Slot]) -> str:
         """Wait until each of `slots` has a ready worker or failed its first boot; returns the first failure's text."""
+        failure = ""
         for slot in slots:
             await slot.booted.wait()
             if self._pool.is_stopping:
                 return "the pool is stopping"
             if not slot.was_up:
-                return slot.failure or "a new worker left before it was ready"
-        return ""
+                failure = failure or slot.failure or "a new worker left before it was ready"
+        return failure
 
-    async def add_worker(self) -> None:
-        """See `Pool.add_worker`."""
+    async def add_workers(self, count: int = 1) -> None:
+        """See `Pool.add_worker`; they boot at the same time, and those that come up stay."""
         pool = self._pool
         async with self.lock:
             # Asked in here: the pool may have begun to stop while another change was under way.
@@ -180,37 +182,59 @@ class Generations:
                 raise ResetFailed(
                     f"the pool {pool.name} takes no further worker now (it is {pool.phase.value})"
                 )
-            await self._add_worker()
+            await self._add_workers(count)
 
-    async def _add_worker(self) -> None:
+    async def _add_workers(self, count: int) -> None:
         pool = self._pool
-        slot = pool.add_slot(pool.generation, trial=True)
-        pool.num_workers += 1
+        slots = [pool.add_slot(pool.generation, trial=True) for _ in range(count)]
+        pool.num_workers += count
+        sizes_configured = pool.sizes_configured
         try:
-            failure = await self.booted([slot])
-        except trio.Cancelled:
-            # Nobody waits any more. A worker that is up stays, one that is not has not been added.
-            if not slot.was_up:
-                pool.retire_slot(slot, RetireCause.REMOVED, trio.current_time())
-                pool.num_workers -= 1
-            raise
+            failure = await self.booted(slots)
+        finally:
+            # Also where nobody waits any more: a worker that is up stays, one that is not has not been added.
+            for slot in slots:
+                if not slot.was_up:
+                    pool.retire_slot(slot, RetireCause.REMOVED, trio.current_time())
+                    # Unless a reload has said meanwhile how many there are to be.
+                    pool.num_workers -= sizes_configured == pool.sizes_configured
         if failure:
-            pool.retire_slot(slot, RetireCause.REMOVED, trio.current_time())
-            pool.num_workers -= 1
             raise ResetFailed(f"the new worker did not start: {failure}")
 
     async def remove_worker(self, *, idle_only: bool = False) -> bool:
         """See `Pool.remove_worker`; with `idle_only` a busy worker is left alone. Returns whether one was retired."""
+        async with self.lock:
+            # Its places may be more than its workers: a reload has made it smaller, and its reset comes next.
+            if self._pool.num_workers < 2 or not self._remove_one(idle_only=idle_only):
+                return False
+            self._pool.num_workers -= 1
+            return True
+
+    def _remove_one(self, *, idle_only: bool = False) -> bool:
+        """Give up one place, with the replacement that boots for it; False: the last one, or none that may go."""
+        pool = self._pool
+        replacements = {id(slot.replacement) for slot in pool.slots if slot.wanted and slot.replacement}
+        places = [slot for slot in pool.slots if id(slot) not in replacements]
+        number = pick_to_remove([slot.view() for slot in places], idle_only=idle_only)
+        for slot in places:
+            if slot.number == number:
+                deadline = trio.current_time() + pool.config.reset_timeout
+                if slot.replacement is not None:
+                    pool.retire_slot(slot.replacement, RetireCause.REMOVED, deadline)
+                pool.retire_slot(slot, RetireCause.REMOVED, deadline)
+                return True
+        return False
+
+    async def fit(self) -> None:
+        """Bring the number of places to the pool's size, where a reload has changed it and no reset did."""
         pool = self._pool
         async with self.lock:
-            number = pick_to_remove(pool.views(), idle_only=idle_only)
-            for slot in pool.slots:
-                if slot.number == number:
-                    pool.num_workers -= 1
-                    deadline = trio.current_time() + pool.config.reset_timeout
-                    pool.retire_slot(slot, RetireCause.REMOVED, deadline)
-                    return True
-        return False
+            if pool.phase not in (PoolPhase.READY, PoolPhase.DEGRADED) or pool.debug:
+                return
+            while pool.places > pool.num_workers and self._remove_one():
+                pass
+            while pool.places < pool.num_workers:
+                pool.add_slot(pool.generation)
 
 
 class _Rollout:
@@ -247,10 +271,10 @@ class _Rollout:
         for slot in self._new:
             slot.trial = False
         if failure:
-            wanted = sum(1 for slot in pool.slots if slot.wanted)
-            self._let_go(max(0, wanted - self._total))  # those that the surge was for
-            for _ in range(self._total - wanted):
-                pool.add_slot(pool.generation)
+            if not pool.is_stopping:
+                self._let_go(max(0, pool.places - self._total))  # those that the surge was for
+                for _ in range(self._total - pool.places):
+                    pool.add_slot(pool.generation)
             return f"it stopped half-way, {len(self._new)} of {self._total} workers are new: {failure}"
         await self._see_off()
         return ""
@@ -313,6 +337,7 @@ class _Rollout:
                 return failed[0].failure or "a new worker left before it was ready"
             if pool.is_stopping:
                 return "the pool is stopping"
+            self._old = [slot for slot in self._old if slot.wanted]  # one may have left to its replacement
             step = next_step(
                 self._total,
                 new_up=up,

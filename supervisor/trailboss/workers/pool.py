@@ -62,7 +62,7 @@ __all__ = [
 log = logger("server")
 
 #: Causes of deaths that say nothing about what was run: our own limits, and orders from outside.
-_NOT_ITS_FAULT = frozenset({"exec_ttl", "killed", "internal error"})
+_NOT_ITS_FAULT = frozenset({"exec_ttl", "stream timeout", "killed", "internal error"})
 
 
 class PoolStartFailed(Exception):
@@ -186,6 +186,8 @@ class Pool:
         self.workshop = workshop
         self.debug = spec.config.debug
         self.num_workers = spec.config.resolved_num_workers
+        #: How often a reload has said anew how many workers there are to be.
+        self.sizes_configured = 0
         self.policy = policy or RestartPolicy()
         self._random = random.Random(seed)
         self._reactor = workshop.reactor
@@ -350,7 +352,9 @@ class Pool:
 
     def _is_quarantined(self, exec_: Exec) -> bool:
         """Refuse what has killed too many workers."""
-        suspect = self.quarantine.refuses(self._reactor.now, exec_.label, payload_of(exec_))
+        if not self.quarantine.knows(exec_.label):
+            return False
+        suspect = self.quarantine.refuses(self._reactor.now, exec_.label, self.payload_of(exec_))
         if suspect is None:
             return False
         seconds = max(0.0, (suspect.until or 0.0) - self._reactor.now)
@@ -363,14 +367,16 @@ class Pool:
         )
         return True
 
-    def note_death(self, worker: Worker, exec_: Exec | None, cause: str) -> None:
-        """Owner task: `worker` has died, over `exec_` if that is not None."""
+    def note_death(
+        self, worker: Worker, exec_: Exec | None, cause: str, *, began: float = 0.0, ended: float = 0.0
+    ) -> None:
+        """Owner task: `worker` has died, over `exec_` (from `began` to `ended`) if that is not None."""
         if self._watch is not None:
             self._watch.died(worker.generation)
         if exec_ is None or cause in _NOT_ITS_FAULT:
             return
         before = bool(self._suspects)
-        entry = self.quarantine.died(self._reactor.now, exec_.label, payload_of(exec_), cause)
+        entry = self.quarantine.died(ended, exec_.label, self.payload_of(exec_), cause, began=began)
         if not before and self._suspects:
             self.watch_lanes(self._watch)
         if entry is not None:
@@ -383,6 +389,15 @@ class Pool:
                 fingerprint=entry.fingerprint,
                 seconds=self.config.quarantine.expiry,
             )
+            waiting, self._queue = self._queue, deque()
+            self._queue.extend(exec_ for exec_ in waiting if not self._is_quarantined(exec_))
+
+    def payload_of(self, exec_: Exec) -> bytes:
+        """What of an execution counts for its fingerprint: the body (of one in a file its size), and the plugin's part."""
+        body = exec_.body
+        counted = body if isinstance(body, bytes) else b"%d" % len(body)
+        part = self.spec.distinction
+        return counted if part is None else part(exec_.context, exec_.flags) + b"\0" + counted
 
     def oldest_wait_seconds(self, now: float) -> float:
         """How long what waits longest in the queue has waited; 0 where nothing does."""
@@ -621,7 +636,8 @@ class Pool:
         """Add a place for a worker of `generation`, which begins to boot; the pool's size is the caller's business."""
         assert self.nursery is not None
         self._slot_number += 1
-        slot = Slot(self._slot_number, generation, trial=trial)
+        # Once the pool stops, nobody would end it any more.
+        slot = Slot(self._slot_number, generation, trial=trial, wanted=not self.is_stopping)
         self.slots.append(slot)
         self.nursery.start_soon(self._run_slot, slot)
         return slot
@@ -813,7 +829,7 @@ class Pool:
 
     async def add_worker(self) -> None:
         """Add one slot and wait for its worker. Raises ResetFailed with the reason if it does not boot."""
-        await self.generations.add_worker()
+        await self.generations.add_workers()
 
     async def remove_worker(self) -> None:
         """Retire one worker, an idle one if there is one; the last one always stays (then nothing happens)."""
@@ -827,10 +843,27 @@ class Pool:
         self.limits = limits_of(config)
         self._queue_max = config.resolved_max_queue_size
         if config.resolved_num_workers != before.resolved_num_workers:
-            self.num_workers = config.resolved_num_workers
+            self.resize(config.resolved_num_workers)
             self._resizing = True
         self.quarantine.limits = quarantine_limits(config)
         self.upkeep.apply(config)
+
+    def resize(self, num_workers: int) -> None:
+        """Say how many workers there are to be; the next reset, or `fit`, brings the pool there."""
+        self.num_workers = num_workers
+        self.sizes_configured += 1
+
+    def fit(self) -> None:
+        """Bring the number of places to the pool's size soon, after the change under way."""
+        if self.nursery is not None and not self.is_stopping:
+            self.nursery.start_soon(self.generations.fit)
+
+    @property
+    def places(self) -> int:
+        """Places for workers, without those of replacements whose predecessors are still there."""
+        wanted = [slot for slot in self.slots if slot.wanted]
+        pairs = sum(1 for slot in wanted if slot.replacement is not None and slot.replacement.wanted)
+        return len(wanted) - pairs
 
     def watch_lanes(self, watch: CanaryWatch | None) -> None:
         """Let `watch` see every execution of every worker from now on; None: nobody."""
@@ -846,8 +879,8 @@ class Pool:
         def seen(lane: Lane, exec_: Exec, outcome: Outcome, seconds: float) -> None:
             if self._watch is not None:
                 self._watch.finished(lane, generation, outcome, seconds)
-            if self._suspects and isinstance(outcome, Answer):
-                self.quarantine.succeeded(exec_.label, payload_of(exec_))
+            if self._suspects and isinstance(outcome, Answer) and self.quarantine.knows(exec_.label):
+                self.quarantine.succeeded(exec_.label, self.payload_of(exec_))
 
         return seen
 
@@ -1008,6 +1041,10 @@ class Pool:
         changed.set()
         self._notify()
 
+    def look_again(self) -> None:
+        """Let everybody who waits for a change look at the pool now."""
+        self._poke_change()
+
     def _notify(self) -> None:
         for listener in self.change_listeners:
             listener()
@@ -1167,12 +1204,6 @@ def quarantine_limits(config: PoolConfig) -> QuarantineLimits:
     """Return when something is quarantined as a pool's configuration has it."""
     keys = config.quarantine
     return QuarantineLimits(keys.deaths, keys.within, keys.expiry)
-
-
-def payload_of(exec_: Exec) -> bytes:
-    """What of an execution's payload counts for its fingerprint: the body; of one in a file its size."""
-    body = exec_.body
-    return body if isinstance(body, bytes) else b"%d" % len(body)
 
 
 def _ignore(_outcome: Outcome) -> None:

@@ -5,6 +5,9 @@ What a worker ran when it died has a fingerprint: its label (route, or name of t
 between, it is quarantined: refused at once, for `expiry_seconds`, so that one poison request does not take down a pool.
 One success clears a suspect; people see the list and can remove entries.
 
+Workers that die together over the same thing are one death: what had begun before the last one says nothing new, and
+somebody who kills a whole pool at once must not have its busiest route refused.
+
 Nothing is looked at, and nothing hashed, while there is no suspect, so a healthy pool pays nothing. No clock, no I/O.
 """
 
@@ -62,8 +65,13 @@ class Quarantine:
         """Whether there is anybody to look for."""
         return bool(self.suspects)
 
-    def died(self, now: float, label: str, body: bytes, cause: str) -> Suspect | None:
-        """Note that a worker died over an execution; returns the suspect if that puts it in quarantine."""
+    def died(
+        self, now: float, label: str, body: bytes, cause: str, *, began: float | None = None
+    ) -> Suspect | None:
+        """Note that a worker died over an execution that `began` then (None: just now).
+
+        Returns the suspect if that puts it in quarantine.
+        """
         limits = self.limits
         if not limits.deaths:
             return None
@@ -76,11 +84,17 @@ class Quarantine:
             suspect = self.suspects[key] = Suspect(key, label)
             self._labels[label] = self._labels.get(label, 0) + 1
         suspect.cause = cause
+        if began is not None and suspect.deaths and began < suspect.deaths[-1]:
+            return None  # it ran beside one that has been counted
         suspect.deaths = [at for at in suspect.deaths if at > now - limits.within_seconds] + [now]
         if suspect.until is None and len(suspect.deaths) >= limits.deaths:
             suspect.until = now + limits.expiry_seconds
             return suspect
         return None
+
+    def knows(self, label: str) -> bool:
+        """Whether there is a suspect of this label; what has another one need not be looked at."""
+        return label in self._labels
 
     def refuses(self, now: float, label: str, body: bytes) -> Suspect | None:
         """Return the entry because of which an execution is refused now, or None."""
@@ -101,7 +115,7 @@ class Quarantine:
 
     def _find(self, label: str, body: bytes) -> Suspect | None:
         # Hash only what has a suspect's label.
-        return self.suspects.get(fingerprint(label, body)) if label in self._labels else None
+        return self.suspects.get(fingerprint(label, body)) if self.knows(label) else None
 
     def remove(self, key: str) -> bool:
         """Forget an entry; False if there is none such."""

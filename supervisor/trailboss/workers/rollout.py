@@ -30,11 +30,12 @@ def next_step(
     """Say the next step of a rollout of `total` workers with `new_up` ready, `new_booting` on their way, `old` left.
 
     One of `max_surge` and `max_unavailable` is at least 1; then a rollout whose workers boot always comes to its end.
+    `old` may be more than `total`: the pool is to be smaller by then.
     """
     new = new_up + new_booting
-    start = max(0, min(total - new, total + max_surge - new - old))
     if max_surge >= total and new_up < total:
-        return RolloutStep(start, 0)
+        return RolloutStep(max(0, total - new), 0)
+    start = max(0, min(total - new, total + max_surge - new - old))
     spare = new_up + old - (total - max_unavailable)
     return RolloutStep(start, max(0, min(old, spare)))
 

@@ -30,6 +30,8 @@ log = logger("server")
 
 #: A replacement that did not boot is tried again after this time; the worker it was for goes on.
 RETRY_SECONDS = 30.0
+#: A size that could not be reached, or cannot be changed now, is looked at again after this time.
+RESIZE_RETRY_SECONDS = 5.0
 
 
 class Upkeep:
@@ -45,6 +47,8 @@ class Upkeep:
         self._tasks: set[str] = set()
         self._queue_grew = trio.Event()
         self._held_back = ""
+        #: A worker that was to be added did not start: no other is before this time.
+        self._grow_not_before = 0.0
 
     def begin(self, nursery: trio.Nursery) -> None:
         """Start the tasks that this pool needs; they end with its nursery."""
@@ -53,7 +57,7 @@ class Upkeep:
 
     def _start_tasks(self) -> None:
         pool, nursery = self._pool, self._nursery
-        if pool.debug or nursery is None:
+        if pool.debug or nursery is None or pool.nursery is None or pool.is_stopping:
             return
         wanted = {
             "recycle": True,
@@ -215,29 +219,32 @@ class Upkeep:
                         )
                 await self._resize(load.wanted, wanted)
             self._queue_grew = trio.Event()
-            if self.controller is None:
+            controller = self.controller  # a reload may have brought another one
+            if controller is None:
                 break
-            with trio.move_on_at(controller.next_look(trio.current_time(), self._load(trio.current_time()))):
+            now = trio.current_time()
+            load = self._load(now)
+            again = controller.next_look(now, load)
+            if load.wanted < controller.limits.minimum:
+                # It was looked at just now, and could not be done: a reset is under way, or no worker starts.
+                again = now + RESIZE_RETRY_SECONDS
+            with trio.move_on_at(again):
                 await self._queue_grew.wait()
         self._tasks.discard("scale")
 
     async def _resize(self, present: int, wanted: int) -> None:
         pool = self._pool
-        if wanted == present:
+        if wanted == present or (wanted > present and trio.current_time() < self._grow_not_before):
             return
         log.info("the pool changes its size", pool=pool.name, workers=wanted, before=present)
         if wanted < present:
             await pool.generations.remove_worker(idle_only=True)
             return
-        async with trio.open_nursery() as nursery:
-            for _ in range(wanted - present):
-                nursery.start_soon(self._add)
-
-    async def _add(self) -> None:
         try:
-            await self._pool.generations.add_worker()
+            await pool.generations.add_workers(wanted - present)
         except ResetFailed as error:
-            log.warning("a further worker did not start", pool=self._pool.name, text=str(error))
+            self._grow_not_before = trio.current_time() + RESIZE_RETRY_SECONDS
+            log.warning("a further worker did not start", pool=pool.name, text=str(error))
 
     def _load(self, now: float) -> Load:
         pool = self._pool

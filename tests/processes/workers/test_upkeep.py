@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from dataclasses import replace
 
 import pytest
 import trio
@@ -40,6 +41,12 @@ async def load(pool: Pool, failures: list[ExecFailed], done: trio.Event, command
             await pool.exec(command, b"0.01" if command == b"sleep" else b"x", 4, "load")
         except ExecFailed as error:
             failures.append(error)
+
+
+def has_begun(pool: Pool, count: int) -> bool:
+    """Whether so many workers have read what they are to do: one that dies before that has not tried it."""
+    lanes = [worker.lane for worker in pool.serving_workers() if worker.lane is not None and worker.is_busy]
+    return len(lanes) == count and not any(lane.request_is_unread() for lane in lanes)
 
 
 async def test_all_due_at_once_are_replaced_one_after_the_other(stage: Stage) -> None:
@@ -251,12 +258,36 @@ async def test_what_kills_workers_is_quarantined(stage: Stage) -> None:
     assert isinstance(await stage.outcome(pool, "die", b"3", "GET /poison"), WorkerDied)
 
 
+async def test_a_pool_that_is_killed_at_once_refuses_nothing(stage: Stage) -> None:
+    """All its workers die over the same thing in one moment: that says nothing about it."""
+    pool = await stage.pool(num_workers=4, quarantine=QuarantineConfig(deaths=2))
+    outcomes = [stage.submit(pool, "sleep", b"0.4", "GET /") for _ in range(4)]
+    await until(lambda: has_begun(pool, 4))
+    for worker in pool.workers():
+        pool.kill_one(worker.pid)
+    for outcome in outcomes:
+        assert isinstance(await stage.exactly_one(outcome), WorkerDied)
+    assert await stage.ask(pool, "sleep", b"0") == b"slept"
+    assert pool.quarantine.entries(stage.reactor.now) == []
+
+
+async def test_what_waits_is_refused_with_the_rest(stage: Stage) -> None:
+    """A queue full of it must not kill one worker after the other once it is known."""
+    pool = await stage.pool(num_workers=1, quarantine=QuarantineConfig(deaths=2))
+    poison = [stage.submit(pool, "die", b"3", "GET /poison") for _ in range(8)]
+    good = stage.submit(pool, "echo", b"x", "GET /good")
+    kinds = [type(await stage.exactly_one(outcome)) for outcome in poison]
+    assert kinds == [WorkerDied] * 2 + [Quarantined] * 6
+    assert isinstance(await stage.exactly_one(good), Answer)
+    assert len(stage.deaths) == 2
+
+
 async def test_what_works_in_between_is_not(stage: Stage) -> None:
     """Workers killed from outside over a good request never put it in quarantine."""
     pool = await stage.pool(num_workers=1, quarantine=QuarantineConfig(deaths=2))
     for _ in range(4):
         outcomes = stage.submit(pool, "sleep", b"0.3", "GET /good")
-        await until(lambda: pool.in_flight)
+        await until(lambda: has_begun(pool, 1))
         victim = pool.workers()[0].pid
         pool.kill_one(victim)
         assert isinstance(await stage.exactly_one(outcomes), WorkerDied)
@@ -282,3 +313,79 @@ async def test_the_size_follows_the_load(stage: Stage) -> None:
     assert pool.num_workers == 1
     assert pool.phase is PoolPhase.READY
     assert stage.deaths == []
+
+
+async def test_a_worker_removed_while_its_replacement_boots(stage: Stage) -> None:
+    """One place less, not one worker more."""
+    pool = await stage.pool(num_workers=3)
+    object.__setattr__(pool.spec.config, "command", (*HOSTILE, "late"))
+    for worker in pool.serving_workers():
+        pool.due(worker, RetireCause.IDLE_TTL)
+    await until(lambda: len(pool.slots) == 4)
+    with trio.fail_after(10):
+        await pool.remove_worker()
+    assert (pool.num_workers, pool.places) == (2, 2)
+    await until(lambda: len(pool.slots) == 2 and all(slot.due is None for slot in pool.slots))
+    await stage.whole(pool)
+    assert pool.places == 2
+
+
+@pytest.mark.parametrize("size", [1, 6])
+async def test_a_reset_with_another_size(stage: Stage, size: int) -> None:
+    """What a reload does where the file says another number of workers: that many, all of them new."""
+    pool = await stage.pool(num_workers=3)
+    pool.apply(replace(pool.config, num_workers=size))
+    with trio.fail_after(10):
+        await pool.reset()
+    await until(lambda: len(pool.slots) == size)
+    assert {worker.generation for worker in pool.workers()} == {2}
+    assert pool.num_workers == size
+
+
+async def test_a_stop_in_the_middle_of_a_reset_in_steps(stage: Stage) -> None:
+    """Nothing is put in for the workers that have gone already: the stop ends."""
+    pool = await stage.pool(num_workers=3, max_surge=1)
+    object.__setattr__(pool.spec.config, "command", (*HOSTILE, "late"))
+    async with trio.open_nursery() as nursery:
+
+        async def reset() -> None:
+            with pytest.raises(ResetFailed, match="stopping"):
+                await pool.reset()
+
+        nursery.start_soon(reset)
+        await until(lambda: any(slot.generation == 2 and slot.was_up for slot in pool.slots))
+        with trio.fail_after(10):
+            await pool.stop(trio.current_time() + 3)
+    assert pool.slots == []
+
+
+async def test_what_is_due_during_a_failed_reset_has_its_turn(stage: Stage) -> None:
+    """Recycling waits for a reset, and goes on after one that changed nothing."""
+    pool = await stage.pool(num_workers=1, canary=CanaryConfig(window=0.5))
+    pid = pool.workers()[0].pid
+    async with trio.open_nursery() as nursery:
+
+        async def reset() -> None:
+            with pytest.raises(ResetFailed):
+                await pool.reset()
+
+        nursery.start_soon(reset)
+        await until(lambda: len(pool.serving_workers()) == 2)
+        old, canary = pool.serving_workers()
+        pool.due(old, RetireCause.TTL)
+        canary.kill("for the test")
+    await until(lambda: pid not in {worker.pid for worker in pool.workers()}, 10)
+    await stage.whole(pool)
+    assert pool.places == 1
+
+
+async def test_a_pool_that_cannot_grow_does_not_try_without_a_pause(stage: Stage) -> None:
+    """Overloaded, with workers that do not start: one try each few seconds."""
+    scale = AutoscaleConfig(min=1, max=4, target_queue_time=0.01)
+    pool = await stage.pool(num_workers=1, autoscale=scale)
+    object.__setattr__(pool.spec.config, "command", (*HOSTILE, "exit"))
+    outcomes = [stage.submit(pool, "sleep", b"0.3") for _ in range(4)]
+    for outcome in outcomes:
+        assert isinstance(await stage.exactly_one(outcome), Answer)
+    assert len(stage.deaths) == 1
+    assert (pool.num_workers, pool.places) == (1, 1)

@@ -64,3 +64,13 @@ def test_off_and_bounded() -> None:
     assert len(quarantine.suspects) == 1000
     quarantine.died(100.0, "job", b"x", "exit")
     assert len(quarantine.suspects) == 1
+
+
+def test_workers_that_die_together_are_one_death() -> None:
+    """Somebody kills a pool of eight over the same busy route: that is no poison. What is tried again after it counts."""
+    quarantine = Quarantine(LIMITS)
+    for _ in range(8):
+        assert quarantine.died(10.0, "GET /", b"", "signal", began=9.5) is None
+    assert quarantine.died(11.0, "GET /", b"", "signal", began=10.0) is None
+    assert quarantine.died(11.1, "GET /", b"", "signal", began=10.5) is None
+    assert quarantine.died(12.0, "GET /", b"", "signal", began=11.0) is not None

@@ -32,23 +32,32 @@ def test_no_surge_goes_below_the_size() -> None:
     assert next_step(3, new_up=0, new_booting=0, old=2, max_surge=0, max_unavailable=1) == RolloutStep(1, 0)
 
 
-@given(data=st.data(), total=st.integers(1, 12), surge=st.integers(0, 14), unavailable=st.integers(0, 12))
+@given(
+    data=st.data(),
+    total=st.integers(1, 12),
+    before=st.integers(0, 24),
+    surge=st.integers(0, 14),
+    unavailable=st.integers(0, 12),
+)
 def test_a_rollout_keeps_its_bounds_and_ends(
-    data: st.DataObject, total: int, surge: int, unavailable: int
+    data: st.DataObject, total: int, before: int, surge: int, unavailable: int
 ) -> None:
-    """In whatever order boots and departures end: never too many, never too few, and in the end all are new."""
+    """In whatever order boots and departures end: never too many, never too few, and in the end all are new.
+
+    The pool may have had more workers before, or fewer, where a reload changes its size.
+    """
     if not surge and not unavailable:
         surge = 1
-    up, booting, old, leaving = 0, 0, total, 0
-    for _ in range(12 * total + 12):
+    up, booting, old, leaving = 0, 0, before, 0
+    for _ in range(12 * (total + before) + 12):
         step = next_step(
             total, new_up=up, new_booting=booting, old=old, max_surge=surge, max_unavailable=unavailable
         )
         booting += step.start
         old -= step.retire
         leaving += step.retire
-        assert up + booting + old <= total + surge
-        assert up + old >= total - unavailable
+        assert up + booting + old <= max(total, before) + surge
+        assert up + old >= min(before, total - unavailable)
         assert old >= 0
         if up == total and not old:
             break

@@ -36,7 +36,7 @@ from trailboss.plugins.http.spool import Spool
 from trailboss.plugins.http.unsent import AnswerAccount
 from trailboss.plugins.http.upload_folder import sweep
 from trailboss.plugins.http.uploads import Owner
-from trailboss.plugins.http.warmup import failure_of, warmup_payload
+from trailboss.plugins.http.warmup import failure_of, query_of, warmup_payload
 from trailboss.reactor import Reactor
 from trailboss.telemetry import Telemetry
 from trailboss.workers.lane import OnOutcome, OnPart
@@ -167,6 +167,7 @@ class HttpPlugin(Plugin):
                 takes_files=self._gateway != "",
                 warmup_request=self._warmup_request,
                 is_failure=failure_of,
+                distinction=query_of,
             ),
         )
 

@@ -1,4 +1,4 @@
-"""Requests that the server makes itself, to warm a worker up, and what counts as a failed answer."""
+"""What a pool is told about HTTP: requests to warm a worker up, what a failed answer is, what tells requests apart."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from trailboss.plugins.http.answer import BadAnswer, parse_head
 from trailboss.plugins.http.message import Request
 from trailboss.workers.outcome import Answer
 from trailboss_worker.protocol.errors import MessageError
+from trailboss_worker.protocol.http_message import decode_request_context
 
 if TYPE_CHECKING:
     from trailboss.plugins.http.exchange import Exchange
 
-__all__ = ["failure_of", "warmup_payload"]
+__all__ = ["failure_of", "query_of", "warmup_payload"]
 
 
 def warmup_payload(exchange: Exchange, target: str) -> tuple[bytes, bytes, int]:
@@ -30,3 +31,11 @@ def failure_of(answer: Answer) -> str:
     except (BadAnswer, MessageError, ValueError) as error:
         return str(error)
     return f"status {status}" if status >= 500 else ""
+
+
+def query_of(context: bytes, flags: int) -> bytes:
+    """Return the query of the request in `context`: one that kills workers says nothing about the path without it."""
+    try:
+        return decode_request_context(context, flags).raw_query.encode("utf-8", "surrogateescape")
+    except (MessageError, ValueError):
+        return b""
