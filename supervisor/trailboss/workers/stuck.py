@@ -25,6 +25,16 @@ __all__ = ["STACK_LINES_MAX", "Look", "Speaker", "StackLines", "handles_signal",
 #: Lines of a stack that are kept.
 STACK_LINES_MAX = 200
 _KERNEL_FRAMES_MAX = 12
+#: Frames of every system call; they say nothing.
+_KERNEL_ENTRY = (
+    "do_syscall_",
+    "entry_SYSCALL_",
+    "__x64_sys_",
+    "__arm64_sys_",
+    "el0",
+    "invoke_syscall",
+    "do_el0",
+)
 
 _STATES = {
     "R": "it is computing",
@@ -153,10 +163,10 @@ class Look:
         parts = [_STATES.get(self.state, f"state {self.state}")]
         if self.syscall:
             parts[0] += f" in {self.syscall}"
-        if self.wchan:
-            parts.append(f"kernel: {self.wchan}")
         if self.kernel_stack:
-            parts.append("kernel stack: " + " < ".join(self.kernel_stack))
+            parts.append("kernel: " + " < ".join(self.kernel_stack))
+        elif self.wchan:
+            parts.append(f"kernel: {self.wchan}")
         if self.threads > 1:
             parts.append(f"{self.threads} threads")
         return "; ".join(parts)
@@ -194,7 +204,8 @@ def _syscall(pid: int, text: str) -> str:
 def _kernel_stack(text: str) -> tuple[str, ...]:
     """`[<0>] pipe_read+0x1b0/0x3f0` -> `pipe_read`."""
     frames = [line.partition("] ")[2].partition("+")[0].strip() for line in text.splitlines()]
-    return tuple(frame for frame in frames if frame)[:_KERNEL_FRAMES_MAX]
+    telling = [frame for frame in frames if frame and not frame.startswith(_KERNEL_ENTRY)]
+    return tuple(telling[:_KERNEL_FRAMES_MAX])
 
 
 def _read(path: str) -> str:
