@@ -17,6 +17,7 @@ from trailboss.container.contract import Plugin, Services
 from trailboss.container.entry_points import load_plugins
 from trailboss.container.startup import Container
 from trailboss.container.state import ServerState
+from trailboss.handover import Handover
 from trailboss.metrics import MetricSources
 from trailboss.plugins.app.plugin import AppPlugin
 from trailboss.plugins.core.plugin import CorePlugin
@@ -36,6 +37,7 @@ from trailboss.reloading import Reloader
 from trailboss.rpc.plugin import RpcPlugin
 from trailboss.rpc.registry import Registry
 from trailboss.telemetry import Telemetry
+from trailboss.upgrading import Origin, Upgrader, upgrade_timeout_seconds
 from trailboss.workers.callers import Callers
 from trailboss.workers.deaths import Deaths
 from trailboss.workers.pool import Pool, PoolSet
@@ -52,7 +54,8 @@ class Assembly:
 
     container: Container
     reactor: Reactor
-    reloader: Reloader
+    reloader: Reloader | None = None
+    upgrader: Upgrader | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +87,19 @@ def assemble(
     environ: Mapping[str, str],
     passed_sockets: PassedSockets | None = None,
     reread: Callable[[], Config] | None = None,
+    handover: Handover | None = None,
+    origin: Origin | None = None,
 ) -> Assembly:
     """Build every plugin that `config` asks for and the container around them.
 
     `passed_sockets`: listening sockets that systemd has opened for us. `reread` loads the configuration again, for a
-    reload; None: reloads replace workers only.
+    reload; None: reloads replace workers only. `handover`: what a predecessor has passed. `origin`: how this program was
+    started, for an upgrade; None: it cannot be upgraded.
 
     Raises PluginFailed for a third-party plugin that cannot be loaded, ValueError or GraphError for plugins that cannot
     live together.
     """
+    handover = handover or Handover()
     shared = _Shared(Reactor(), Callers(), Deaths(), PoolSet(), Telemetry(), MetricSources())
     rpc: RpcPlugin | None = None
 
@@ -117,18 +124,24 @@ def assemble(
             await server.run_on_init()
 
     services = shared.services()
+    services.provide(Handover, handover)
     container = Container(
         plugins,
         rpc=rpc,
         optional={name for name in config.plugins if config.is_optional(name)},
         on_init=run_on_init if server is not None and server.has_on_init else None,
+        before_ready=handover.take_charge,
         make_pool=make_pool if server is not None else None,
         services=services,
         grace_period_seconds=config.endure.grace_period,
+        # A successor that is in charge answers readiness probes, so nobody need turn away from this server.
+        drain_delay_seconds=lambda: 0.0 if handover.given_up else config.endure.drain_delay,
     )
     reloader = Reloader(config, plugins, container, reread)
     services.provide(Reloader, reloader)
-    return Assembly(container, shared.reactor, reloader)
+    upgrader = Upgrader(handover, container.state, origin, upgrade_timeout_seconds(config))
+    services.provide(Upgrader, upgrader)
+    return Assembly(container, shared.reactor, reloader, upgrader)
 
 
 def _plugins(

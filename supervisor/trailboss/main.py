@@ -2,7 +2,7 @@
 
 Signals become events here and nowhere else. The first SIGTERM, SIGINT, SIGQUIT, SIGABRT asks for the graceful stop. The
 second takes all grace away: the walk back is made at once, and a process that has not ended two seconds later is ended
-where it stands; its guard then kills what is left of it. SIGHUP replaces the workers of all pools; in a terminal it says
+where it stands; its guard then kills what is left of it. SIGUSR2 starts the upgrade to a new program. SIGHUP replaces the workers of all pools; in a terminal it says
 that the terminal has gone, and stops the server, unless it was ignored when we were started (nohup).
 
 Exit codes: 0 after a graceful stop, 1 when the start failed, the stop was forced, or a pool with `on_exhausted: exit` had
@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 import trio
@@ -29,9 +30,11 @@ from trailboss.cli.live import show_start
 from trailboss.config.schema import Config
 from trailboss.container.contract import PluginFailed
 from trailboss.container.startup import StartFailed
+from trailboss.handover import take_handover
 from trailboss.log import logger
 from trailboss.plugins.http.activation import take_passed_sockets
 from trailboss.plugins.logs import LogSystem, LogTargetError, install
+from trailboss.upgrading import Origin, UpgradeFailed, Upgrader
 
 __all__ = ["StartError", "run"]
 
@@ -51,17 +54,44 @@ class StartError(Exception):
 
 
 def run(
-    config: Config, *, banner: str = "", debug: bool = False, reread: Callable[[], Config] | None = None
+    config: Config,
+    *,
+    banner: str = "",
+    debug: bool = False,
+    reread: Callable[[], Config] | None = None,
+    origin: Origin | None = None,
+    on_in_charge: Callable[[], None] = lambda: None,
 ) -> int:
     """Run a server until it is told to stop and return the exit code. Raises StartError.
 
     `reread` loads the configuration again, as it was loaded at first; it may raise ConfigError.
 
+    `origin`: how this program was started; an upgrade starts its successor in the same way. `on_in_charge` is called when
+    this server answers for the whole service: at once, or after a predecessor has let go.
+
     `banner` is written to standard output when the server is ready. The working directory and the environment are those
     of the configuration already.
     """
     # Before anything is started that could inherit them.
-    passed_sockets = take_passed_sockets(os.environ)
+    handover = take_handover(os.environ)
+    passed_sockets = handover.of_systemd() if handover.is_successor else take_passed_sockets(os.environ)
+    if handover.is_successor:
+        handover.on_in_charge.append(on_in_charge)
+    else:
+        on_in_charge()
+    try:
+        return _run(
+            config,
+            banner,
+            debug,
+            lambda logs: assemble(config, logs, os.environ, passed_sockets, reread, handover, origin),
+        )
+    except StartError as error:
+        handover.report_failure(str(error))
+        raise
+
+
+def _run(config: Config, banner: str, debug: bool, build: Callable[[LogSystem], Assembly]) -> int:
     try:
         logs = install(dataclasses.replace(config.logs, level="debug") if debug else config.logs)
     except LogTargetError as error:
@@ -69,7 +99,7 @@ def run(
     for note in config.notes:
         log.warning("configuration note", note=str(note))
     try:
-        assembly = assemble(config, logs, os.environ, passed_sockets, reread)
+        assembly = build(logs)
     except (PluginFailed, ValueError) as error:  # plugins that cannot be loaded, or not live together
         raise StartError(str(error)) from error
     _calm_collector()
@@ -109,9 +139,16 @@ async def _live(assembly: Assembly, logs: LogSystem, banner: str) -> int:
         await nursery.start(assembly.reactor.run)
 
         def reload() -> None:
-            nursery.start_soon(assembly.reloader.reload, "SIGHUP")
+            if assembly.reloader is not None:
+                nursery.start_soon(assembly.reloader.reload, "SIGHUP")
 
-        await nursery.start(_follow_signals, stop, hurry, logs, reload)
+        def upgrade() -> None:
+            if assembly.upgrader is not None:
+                nursery.start_soon(_upgrade, assembly.upgrader)
+
+        if assembly.upgrader is not None:
+            assembly.upgrader.stop = stop.set
+        await nursery.start(_follow_signals, stop, hurry, logs, reload, upgrade)
         nursery.start_soon(show_start, container.state, logs.terminal())
         nursery.start_soon(live_container)
         await container.finished.wait()
@@ -146,11 +183,17 @@ class _SayReady:
             self._logs.say(self._banner)
 
 
+async def _upgrade(upgrader: Upgrader) -> None:
+    with suppress(UpgradeFailed):  # it is in the log
+        await upgrader.upgrade("SIGUSR2")
+
+
 async def _follow_signals(
     stop: trio.Event,
     hurry: trio.Event,
     logs: LogSystem,
     reload: Callable[[], None],
+    upgrade: Callable[[], None],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Turn signals into events, for ever."""
@@ -162,9 +205,8 @@ async def _follow_signals(
         async for number in signals:
             name = signal.Signals(number).name
             if number == signal.SIGUSR2:
-                log.warning(
-                    "restart signal ignored: restart the server with its service manager", signal=name
-                )
+                log.info("upgrade signal received", signal=name)
+                upgrade()
             elif number == signal.SIGHUP and not _has_terminal():
                 log.info("reload signal received", signal=name)
                 reload()

@@ -88,6 +88,11 @@ def _remedy(error: OSError) -> str:
     }.get(error.errno or 0, f"{error.strerror or error}; change the address")
 
 
+def _address_of(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class SmallServer:
     """Accepts until `close`; `log` is the channel of whoever owns the port."""
 
@@ -107,23 +112,30 @@ class SmallServer:
         self._sock = sock
         self._fd = sock.fileno()
         self._closed = False
+        self._accepts = True
+        self._address = _address_of(sock)
         reactor.register(self._fd, self._on_readable)
 
     @property
     def address(self) -> str:
         """host:port."""
-        host, port = self._sock.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return self._address
 
     def close(self) -> None:
         """Stop accepting and close every connection; may be called again."""
         if self._closed:
             return
         self._closed = True
-        self.reactor.unregister(self._fd)
-        self._sock.close()
+        self.give_up()
         for connection in tuple(self.connections):
             connection.close()
+
+    def give_up(self) -> None:
+        """Stop accepting and leave the port to a successor; who has connected is answered."""
+        if self._accepts:
+            self._accepts = False
+            self.reactor.unregister(self._fd)
+            self._sock.close()
 
     def _on_readable(self) -> None:
         for _ in range(CONNECTIONS_MAX):
@@ -151,7 +163,7 @@ class SmallServer:
                 self.log.error("a connection could not be taken", reason=str(error) or type(error).__name__)
 
     def _go_on(self, _now: float) -> None:
-        if not self._closed:
+        if self._accepts:
             self.reactor.pause_read(self._fd, False)
 
 

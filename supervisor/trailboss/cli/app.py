@@ -21,6 +21,7 @@ _COMMANDS = {
     "serve": "serve",
     "stop": "stop",
     "reload": "reload",
+    "upgrade": "upgrade",
     "reset": "reset",
     "workers": "workers",
     "jobs": "jobs",

@@ -60,6 +60,9 @@ def command(context: click.Context, /, **flags: object) -> int:
     """
     settings = settings_of(context)
     from trailboss.config import ConfigError
+    from trailboss.upgrading import Origin
+
+    origin = Origin.now()  # before the folder and the environment change
 
     try:
         config = load(settings, flags)
@@ -70,10 +73,15 @@ def command(context: click.Context, /, **flags: object) -> int:
     os.environ.update(config.source.environment)
     from trailboss.main import StartError, run
 
-    if settings.pid:
-        write_pid_file()
     try:
-        return run(config, banner=banner(settings), debug=settings.debug, reread=reread)
+        return run(
+            config,
+            banner=banner(settings),
+            debug=settings.debug,
+            reread=reread,
+            origin=origin,
+            on_in_charge=write_pid_file if settings.pid else lambda: None,
+        )
     except StartError as error:
         raise CommandFailed(click.style(str(error), fg="bright_red")) from error
     finally:

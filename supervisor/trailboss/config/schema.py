@@ -978,6 +978,16 @@ class EndureConfig:
     """`endure`: RoadRunner's container; only the stop budget matters here."""
 
     grace_period: Duration = key(30.0, "Budget of the whole graceful stop.")
+    upgrade_timeout: Duration = key(
+        0.0,
+        "How long a new server may take to get ready in an upgrade (`trailboss upgrade`) before it is ended and the old one "
+        "goes on; 0: what its start may take (the longest boot of a pool, on_init, and 30 s).",
+    )
+    drain_delay: Duration = key(
+        0.0,
+        "From SIGTERM to the end of listening: for this time the readiness probe fails while requests are still answered, "
+        "so that load balancers turn away first. Not part of `grace_period`.",
+    )
     log_level: Literal["debug", "info", "warn", "error"] = key(
         "error", "Accepted, no effect.", note="has no effect; use logs.level"
     )

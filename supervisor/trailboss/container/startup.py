@@ -134,8 +134,10 @@ class Container:
 
     `optional` names plugins that may fail without failing the start. `rpc` is the plugin that binds the RPC port: it
     starts right after telemetry and stops between drivers and back-ends. `on_init` returns when the on_init commands
-    have ended and raises if that is to fail the start; it is cancelled when the server stops meanwhile. `make_pool`
-    makes a pool of a PoolSpec without booting it. Raises GraphError when the plugins cannot be put in order.
+    have ended and raises if that is to fail the start; it is cancelled when the server stops meanwhile. `before_ready`
+    is waited for when everything is open, before the server is ready, and cancelled in the same case. `make_pool`
+    makes a pool of a PoolSpec without booting it. `drain_delay_seconds` is asked at a stop: a server that was ready says so
+    long that it is stopping, and still serves. Raises GraphError when the plugins cannot be put in order.
     """
 
     def __init__(
@@ -145,10 +147,12 @@ class Container:
         rpc: Plugin | None = None,
         optional: Collection[str] = (),
         on_init: Callable[[], Awaitable[None]] | None = None,
+        before_ready: Callable[[], Awaitable[None]] | None = None,
         make_pool: Callable[[PoolSpec], PoolLike] | None = None,
         services: Services | None = None,
         grace_period_seconds: float = 30.0,
         drain_timeout_seconds: float | None = None,
+        drain_delay_seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
         every = [*plugins, *([rpc] if rpc is not None else [])]
         self._plan = resolve(
@@ -160,9 +164,11 @@ class Container:
         by_name = {plugin.name: plugin for plugin in every}
         self._handles = {name: _Handle(by_name[name], name in optional) for name in self._plan.order}
         self._on_init = on_init
+        self._before_ready = before_ready
         self._make_pool = make_pool
         self._grace_period_seconds = grace_period_seconds
         self._drain_timeout_seconds = drain_timeout_seconds
+        self._drain_delay_seconds = drain_delay_seconds
         self.services = services if services is not None else Services()
         self.state = ServerState()
         self.services.provide(ServerState, self.state)
@@ -228,6 +234,7 @@ class Container:
                 task_status.started()
             await self._ending.wait()
             with trio.CancelScope(shield=True):  # every wait in there has a deadline
+                await self._let_balancers_turn_away()
                 await self._walk_back()
             watchers.cancel_scope.cancel(reason="the walk is over")
 
@@ -343,6 +350,8 @@ class Container:
         await self._run_on_init()
         await self._boot_pools()
         await self._open_all()
+        if self._before_ready is not None:
+            await self._before_ready()
         self.state.set_whole(WholePhase.READY)
         log.info("server ready", took_seconds=round(self.state.uptime_seconds, 3))
 
@@ -549,6 +558,14 @@ class Container:
             await self._all_well()
 
     # --- the reverse walk -------------------------------------------------------------------------------------------
+
+    async def _let_balancers_turn_away(self) -> None:
+        """Be not ready, and serve on for the drain delay: whoever asks for readiness sends no more by its end."""
+        delay = self._drain_delay_seconds()
+        if delay > 0 and self._error is None and self.state.whole is WholePhase.READY:
+            self.state.set_whole(WholePhase.DRAINING)
+            log.info("not ready any more, serving on for the drain delay", seconds=delay)
+            await self._tasks.wait(trio.Event(), trio.current_time() + delay)
 
     async def _walk_back(self) -> None:
         began = trio.current_time()

@@ -19,6 +19,7 @@ from typing import Final
 
 from trailboss.config.values import is_loopback, parse_address
 from trailboss.container.contract import Caller
+from trailboss.handover import Passed, remove_file
 from trailboss.log import logger
 from trailboss.rpc.address import AddressError, prepare_directory
 from trailboss.rpc.connection import RpcConnection
@@ -26,7 +27,7 @@ from trailboss.rpc.peer import Peer, SocketDiagnosis, SocketOwners, tcp_peer, un
 from trailboss.rpc.server import RpcServer
 from trailboss.socket_file import explain_unix, remove_stale
 
-__all__ = ["BoundSocket", "Listener", "bind"]
+__all__ = ["BoundSocket", "Listener", "bind", "inherit"]
 
 log = logger("rpc")
 
@@ -50,18 +51,15 @@ class BoundSocket:
     host: str  #: path or host
     port: int
     checks_peers: bool
-    _inode: tuple[int, int] = (0, 0)
+    inode: tuple[int, int] = (0, 0)
+    #: Its file is for another server to remove.
+    given_away: bool = False
 
     def close(self) -> None:
         """Close the socket and remove its file, unless another server's file is there by now."""
         self.sock.close()
-        if self.family == "unix":
-            try:
-                found = os.lstat(self.host)
-                if (found.st_dev, found.st_ino) == self._inode:
-                    os.unlink(self.host)
-            except OSError:
-                pass
+        if self.family == "unix" and not self.given_away:
+            remove_file(self.host, self.inode)
 
 
 def bind(listen: str, default_path: str, *, uid: int, shared: bool, allow_remote: bool) -> BoundSocket:
@@ -82,6 +80,15 @@ def bind(listen: str, default_path: str, *, uid: int, shared: bool, allow_remote
     if scheme == "unix":
         return _bind_unix(host, f"rpc.listen: {listen}", shared=shared)
     return _bind_tcp(host, port, f"rpc.listen: {listen}", allow_remote=allow_remote)
+
+
+def inherit(passed: Passed) -> BoundSocket:
+    """Take a predecessor's socket into use; until this server is in charge it has been given away."""
+    sock = passed.socket()
+    if sock.family is socket.AF_UNIX:
+        return BoundSocket(sock, "unix", passed.path, 0, True, passed.inode, given_away=True)
+    host, port = sock.getsockname()[:2]
+    return BoundSocket(sock, "tcp", host, port, is_loopback(host), given_away=True)
 
 
 def _bind_unix(path: str, what: str, *, shared: bool) -> BoundSocket:
@@ -176,6 +183,11 @@ class Listener:
             self._reactor.unregister(self._fd)
             self._bound.close()
             self._diagnosis.close()
+
+    def give_up(self) -> None:
+        """Accept nothing more and leave the address to a successor."""
+        self._bound.given_away = True
+        self.close()
 
     def _on_readable(self) -> None:
         for _ in range(ACCEPTS_PER_TURN):

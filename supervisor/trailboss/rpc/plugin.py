@@ -15,11 +15,12 @@ import trio
 from trailboss.config.schema import RpcConfig
 from trailboss.container.contract import Health, Layer, Plugin, Services
 from trailboss.container.state import ServerState
+from trailboss.handover import Handover, Offer
 from trailboss.log import logger
 from trailboss.metrics import Family, MetricSources, counter, gauge
 from trailboss.reactor import Reactor
 from trailboss.rpc.address import default_socket_path, exported_address
-from trailboss.rpc.listen import BoundSocket, Listener, bind
+from trailboss.rpc.listen import BoundSocket, Listener, bind, inherit
 from trailboss.rpc.policy import Policy
 from trailboss.rpc.registry import Registry
 from trailboss.rpc.server import RpcLimits, RpcServer
@@ -74,13 +75,19 @@ class RpcPlugin(Plugin):
         self._allowed_uids = frozenset({self._uid, *allowed_uids})
         self._environ = os.environ if environ is None else environ
         self._bound: BoundSocket | None = None
+        #: While an older server is in charge of the port: where the workers of this one call.
+        self._aside: BoundSocket | None = None
+        self._handover = Handover()
         self._server: RpcServer | None = None
 
     def exported_address(self) -> str:
         """Return what workers get as RR_RPC. Raises RuntimeError before the port is bound."""
         if self._bound is None:
             raise RuntimeError("the RPC port is not bound yet")
-        return exported_address(self._bound.family, self._bound.host, self._bound.port)
+        bound = self._bound
+        if self._aside is not None and self._handover.is_successor:
+            bound = self._aside
+        return exported_address(bound.family, bound.host, bound.port)
 
     async def run(
         self,
@@ -92,24 +99,38 @@ class RpcPlugin(Plugin):
 
         On cancellation: connections are closed at once, calls that have begun are cancelled.
         """
-        self._bound = bind(
-            self._config.listen,
-            default_socket_path(self._environ, self._uid),
-            uid=self._uid,
-            shared=self._allowed_uids != {self._uid},
-            allow_remote=self._config.allow_remote,
-        )
+        self._handover = services.find(Handover) or self._handover
+        self._bind()
         try:
             async with trio.open_nursery() as nursery:
-                await self._serve(services, self._bound, nursery, stopping, task_status)
+                await self._serve(services, nursery, stopping, task_status)
                 nursery.cancel_scope.cancel(reason="the RPC port has closed")
         finally:
-            self._bound.close()
+            for bound in (self._bound, self._aside):
+                if bound is not None:
+                    bound.close()
+
+    def _bind(self) -> None:
+        """Bind the port, or take over that of a predecessor and bind another one for the time until it lets go."""
+        path = default_socket_path(self._environ, self._uid)
+        inherited = self._handover.claim("rpc", self._key)
+        if inherited is None:
+            self._bound = self._bind_to(self._config.listen, path)
+        else:
+            self._bound = inherit(inherited)
+            self._aside = self._bind_to("", f"{path}.{os.getpid()}")
+
+    @property
+    def _key(self) -> str:
+        return self._config.listen or default_socket_path(self._environ, self._uid)
+
+    def _bind_to(self, listen: str, path: str) -> BoundSocket:
+        shared = self._allowed_uids != {self._uid}
+        return bind(listen, path, uid=self._uid, shared=shared, allow_remote=self._config.allow_remote)
 
     async def _serve(
         self,
         services: Services,
-        bound: BoundSocket,
         nursery: trio.Nursery,
         stopping: trio.Event,
         task_status: trio.TaskStatus[None],
@@ -129,17 +150,40 @@ class RpcPlugin(Plugin):
         if sources is not None:
             sources.add(lambda: rpc_families(server))
         server.reactor.touch()
-        listener = Listener(bound, server, self._allowed_uids)
+        assert self._bound is not None  # by `run`
+        listeners: list[Listener] = []
+        if self._aside is None:
+            self._listen(self._bound, server, listeners)
+        else:
+            listeners.append(Listener(self._aside, server, self._allowed_uids))
+            nursery.start_soon(self._listen_in_charge, self._bound, server, listeners)
         try:
             services.provide(Registry, self._registry)
             log.info("RPC port bound", address=self.exported_address())
             task_status.started()
             await stopping.wait()
-            listener.close()
+            for listener in listeners:
+                listener.close()
             await server.finish(self.stop_timeout_seconds / 2)
         finally:
-            listener.close()
+            for listener in listeners:
+                listener.close()
             server.close()
+
+    def _listen(self, bound: BoundSocket, server: RpcServer, listeners: list[Listener]) -> None:
+        """Accept on the port, which a successor can have."""
+        listener = Listener(bound, server, self._allowed_uids)
+        listeners.append(listener)
+        path = bound.host if bound.family == "unix" else ""
+        self._handover.offer(Offer("rpc", self._key, bound.sock, listener.give_up, path, bound.inode))
+
+    async def _listen_in_charge(
+        self, bound: BoundSocket, server: RpcServer, listeners: list[Listener]
+    ) -> None:
+        """Accept on the predecessor's port when it has let go."""
+        await self._handover.in_charge.wait()
+        bound.given_away = False
+        self._listen(bound, server, listeners)
 
     def health(self) -> Health:
         """Healthy while the port is bound."""

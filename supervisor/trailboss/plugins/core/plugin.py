@@ -30,6 +30,7 @@ from trailboss.container.inspect import HttpInspector
 from trailboss.container.state import ServerState
 from trailboss.reloading import Reloader
 from trailboss.rpc.registry import Registry
+from trailboss.upgrading import UpgradeFailed, Upgrader
 from trailboss.workers.callers import Callers
 from trailboss.workers.deaths import Deaths
 from trailboss.workers.glance import describe_pools
@@ -130,6 +131,14 @@ class CorePlugin(Plugin):
                 doc="read the configuration again and replace all workers; says what was taken in and what failed",
             ),
             RpcMethod(
+                "trailboss.Upgrade",
+                self._upgrade,
+                Access.SENSITIVE,
+                plugin=core,
+                deadline_seconds=float("inf"),  # endure.upgrade_timeout counts
+                doc="start the program anew with the listening sockets and leave when it is ready; returns its process id",
+            ),
+            RpcMethod(
                 "trailboss.Quarantine",
                 self._quarantine,
                 plugin=core,
@@ -191,6 +200,13 @@ class CorePlugin(Plugin):
         reloader = self._known_services().get(Reloader)
         report = await reloader.reload(f"asked for by {caller.role.value}, pid {caller.pid}")
         return report.as_dict()
+
+    async def _upgrade(self, _argument: object, caller: Caller) -> int:
+        upgrader = self._known_services().get(Upgrader)
+        try:
+            return await upgrader.upgrade(f"asked for by {caller.role.value}, pid {caller.pid}")
+        except UpgradeFailed as error:
+            raise RpcRefused(str(error)) from error
 
     def _quarantine(self, _argument: object, _caller: Caller) -> list[dict[str, object]]:
         rows = []

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from trailboss.config.values import parse_http_address
+from trailboss.handover import Handover, Offer, Passed, remove_file
 from trailboss.log import logger
 from trailboss.plugins.http.activation import PassedSockets
 from trailboss.plugins.http.connection import Connection
@@ -63,6 +64,9 @@ class BoundSocket:
     inode: tuple[int, int] = (0, 0)
     #: It was made here; one of systemd's goes on without us.
     own: bool = True
+    #: What a successor finds it by.
+    kind: str = "http"
+    key: str = ""
 
     def turn_away(self) -> None:
         """Let nobody connect any more; who has connected can still be accepted.
@@ -81,14 +85,13 @@ class BoundSocket:
         self.sock.close()
         self._remove_file()
 
+    def give_away(self) -> None:
+        """Leave file and filters alone from now on: the socket is another server's too, and that one is in charge."""
+        self.own, self.path = False, ""
+
     def _remove_file(self) -> None:
         if self.path:
-            try:
-                found = os.lstat(self.path)
-                if (found.st_dev, found.st_ino) == self.inode:
-                    os.unlink(self.path)
-            except OSError:
-                pass
+            remove_file(self.path, self.inode)
             self.path = ""
 
 
@@ -108,9 +111,11 @@ def _drop_syns(sock: socket.socket) -> None:
 
 
 def bind_all(
-    keys: Iterable[tuple[str, Iterable[str]]], passed: PassedSockets
+    keys: Iterable[tuple[str, Iterable[str]]], passed: PassedSockets, handover: Handover | None = None
 ) -> list[tuple[str, BoundSocket]]:
     """Bind every address of every key, passed sockets included; return each with its key. Raises AddressError: none is.
+
+    What a predecessor has listened on is taken over as it is.
 
     Blocks for as long as names are looked up.
     """
@@ -121,10 +126,15 @@ def bind_all(
         for key, address in addresses:
             scheme, name, _ = _parse(address, key)
             if scheme == "systemd":
-                claimed = passed.claim(name, f"{key}: {address}", names)
-                bound.extend((key, _adopt(sock)) for sock in claimed)
-            else:
-                bound.append((key, bind(address, key)))
+                what = f"{key}: {address}"
+                passed_names = [found for found, _ in passed.find(name, what, names)]
+                sockets = passed.claim(name, what, names)
+                bound += [
+                    (key, _adopt(sock, found)) for found, sock in zip(passed_names, sockets, strict=True)
+                ]
+                continue
+            inherited = handover.claim("http", address) if handover is not None else None
+            bound.append((key, bind(address, key) if inherited is None else _inherit(inherited, handover)))
     except AddressError:
         for _, item in bound:
             item.close()
@@ -159,21 +169,37 @@ def bind(address: str, key: str = "http.address") -> BoundSocket:
     """Bind one address of the configuration's `key`, `host:port` or `unix:path`. Raises AddressError."""
     scheme, host, port = _parse(address, key)
     if scheme == "unix":
-        return _bind_unix(host, f"{key}: {address}")
-    return _bind_tcp(host, port, f"{key}: {address}")
+        return _bind_unix(host, f"{key}: {address}", address)
+    return _bind_tcp(host, port, f"{key}: {address}", address)
 
 
-def _adopt(sock: socket.socket) -> BoundSocket:
-    """Take a passed socket into use."""
+def _adopt(sock: socket.socket, name: str) -> BoundSocket:
+    """Take a socket of systemd into use."""
+    return BoundSocket(sock, _address_of(sock), own=False, kind="systemd", key=name)
+
+
+def _inherit(passed: Passed, handover: Handover | None) -> BoundSocket:
+    """Take a predecessor's socket into use. It is our own only when this server is in charge."""
+    sock = passed.socket()
+    bound = BoundSocket(sock, _address_of(sock), "", passed.inode, own=False, key=passed.key)
+
+    def become_own() -> None:
+        bound.own, bound.path = True, passed.path
+
+    if handover is not None:
+        handover.on_in_charge.append(become_own)
+    return bound
+
+
+def _address_of(sock: socket.socket) -> str:
     if sock.family is socket.AF_UNIX:
         name = sock.getsockname()
-        name = name if isinstance(name, str) else name.decode(errors="replace")
-        return BoundSocket(sock, f"unix:{name}", own=False)
+        return f"unix:{name if isinstance(name, str) else name.decode(errors='replace')}"
     _prepare_tcp(sock)
-    return BoundSocket(sock, _tcp_address(sock), own=False)
+    return _tcp_address(sock)
 
 
-def _bind_unix(path: str, what: str) -> BoundSocket:
+def _bind_unix(path: str, what: str, key: str) -> BoundSocket:
     remove_stale(path, what)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
@@ -185,10 +211,10 @@ def _bind_unix(path: str, what: str) -> BoundSocket:
     except OSError as error:
         sock.close()
         raise AddressError(explain_unix(what, path, error)) from error
-    return BoundSocket(sock, f"unix:{path}", path, (found.st_dev, found.st_ino))
+    return BoundSocket(sock, f"unix:{path}", path, (found.st_dev, found.st_ino), key=key)
 
 
-def _bind_tcp(host: str, port: int, what: str) -> BoundSocket:
+def _bind_tcp(host: str, port: int, what: str, key: str) -> BoundSocket:
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
@@ -201,7 +227,7 @@ def _bind_tcp(host: str, port: int, what: str) -> BoundSocket:
     except OSError as error:
         if family is not socket.AF_INET6 or host:
             raise AddressError(_explain_tcp(what, error)) from error
-        return _bind_tcp("0.0.0.0", port, what)
+        return _bind_tcp("0.0.0.0", port, what, key)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family is socket.AF_INET6:
@@ -212,9 +238,9 @@ def _bind_tcp(host: str, port: int, what: str) -> BoundSocket:
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRNOTAVAIL and not host and family is socket.AF_INET6:
-            return _bind_tcp("0.0.0.0", port, what)  # a machine without IPv6
+            return _bind_tcp("0.0.0.0", port, what, key)  # a machine without IPv6
         raise AddressError(_explain_tcp(what, error)) from error
-    return BoundSocket(sock, _tcp_address(sock))
+    return BoundSocket(sock, _tcp_address(sock), key=key)
 
 
 def _prepare_tcp(sock: socket.socket) -> None:
@@ -263,6 +289,15 @@ class Listener:
             self._closed = True
             self._reactor.unregister(self._fd)
             self._bound.close()
+
+    def offer(self) -> Offer:
+        """Return what a successor can take over."""
+        bound = self._bound
+        return Offer(bound.kind, bound.key, bound.sock, self._give_up, bound.path, bound.inode)
+
+    def _give_up(self) -> None:
+        self._bound.give_away()
+        self.close()
 
     def turn_away(self) -> None:
         """Let nobody connect any more, as far as that can be had."""

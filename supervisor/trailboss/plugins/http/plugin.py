@@ -19,6 +19,7 @@ from trailboss.config.changes import is_under
 from trailboss.config.schema import Config, HttpConfig
 from trailboss.container.contract import Change, Layer, Phase, Plugin, PluginFailed, Services
 from trailboss.container.inspect import HttpFigures, HttpInspector
+from trailboss.handover import Handover
 from trailboss.log import logger
 from trailboss.metrics import MetricSources
 from trailboss.plugins.http.activation import PassedSockets
@@ -149,6 +150,7 @@ class HttpPlugin(Plugin):
         self._exchange: Exchange | None = None
         self._front: Front | None = None
         self._listeners: list[Listener] = []
+        self._handover = Handover()
         self._progress = trio.Event()
 
     # --- the contract -------------------------------------------------------------------------------------------------
@@ -215,6 +217,7 @@ class HttpPlugin(Plugin):
         On cancellation: connections are closed at once.
         """
         reactor = services.get(Reactor)
+        self._handover = services.find(Handover) or self._handover
         config = self._config
         later = _Later(reactor)
         refusals = Refusals(lambda: reactor.now)
@@ -324,7 +327,9 @@ class HttpPlugin(Plugin):
         assert front is not None
         ssl, entrance = self._config.ssl, None
         try:
-            bound = await trio.to_thread.run_sync(bind_all, self._wanted(), self._passed_sockets)
+            bound = await trio.to_thread.run_sync(
+                bind_all, self._wanted(), self._passed_sockets, self._handover
+            )
         except AddressError as error:
             raise PluginFailed(self.name, Phase.HEALTHY, str(error)) from error
         front.reactor.touch()
@@ -340,6 +345,8 @@ class HttpPlugin(Plugin):
         self._listeners = [
             Listener(item, front, entrance if key == "http.ssl.address" else None) for key, item in bound
         ]
+        for listener in self._listeners:
+            self._handover.offer(listener.offer())
         plain = [item.address for key, item in bound if key == "http.address"]
         if self._config.dev:
             log.warning(

@@ -8,6 +8,7 @@ the lateness of the loop is sampled while somebody scrapes, and no longer.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Final, TypeVar
@@ -18,6 +19,7 @@ from trailboss.config.schema import CollectorConfig, MetricsConfig
 from trailboss.config.values import parse_address
 from trailboss.container.contract import Caller, Layer, Plugin, RpcMethod, RpcRefused, Services
 from trailboss.figures import Histogram
+from trailboss.handover import Handover, Offer, Passed
 from trailboss.log import logger
 from trailboss.metrics import CollectorSpec, Exposition, Family, MetricSources, ScrapePage, counter, gauge
 from trailboss.plugins.metrics.collectors import CollectorError, Collectors
@@ -53,6 +55,7 @@ class MetricsPlugin(Plugin):
         self.collectors = Collectors(settings.max_series, settings.max_samples)
         self._lag = Histogram(LAG_BOUNDS)
         self._services = Services()
+        self._handover = Handover()
         #: The server's own figures; those of other plugins come by the service.
         self._own_sources = MetricSources()
         self._scrapes: Scrapes | None = None
@@ -75,6 +78,7 @@ class MetricsPlugin(Plugin):
         """
         reactor = services.get(Reactor)
         self._services = services
+        self._handover = services.find(Handover) or self._handover
         self._scrapes = Scrapes(
             reactor, self._families, (services.find(MetricSources) or self._own_sources).note_failure
         )
@@ -85,7 +89,10 @@ class MetricsPlugin(Plugin):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._sample_lag, reactor)
                 if self._config is not None:
-                    if not self._try_bind(reactor, self._config):
+                    inherited = self._handover.claim("metrics", self._config.address)
+                    if inherited is not None:
+                        nursery.start_soon(self._serve_in_charge, reactor, self._config, inherited)
+                    elif not self._try_bind(reactor, self._config):
                         nursery.start_soon(self._bind_later, reactor, self._config)
                     nursery.start_soon(_import_library)
                 task_status.started()
@@ -221,10 +228,25 @@ class MetricsPlugin(Plugin):
             self._problem = problem
             return False
         reactor.touch()
+        self._serve(reactor, config, sock)
+        return True
+
+    def _serve(self, reactor: Reactor, config: MetricsConfig, sock: socket.socket) -> None:
         self._server = SmallServer(sock, reactor, self._answer, log)
+        self._handover.offer(Offer("metrics", config.address, sock, self._server.give_up))
         self._problem = ""
         log.info("metrics port bound", address=self._server.address)
-        return True
+
+    async def _serve_in_charge(self, reactor: Reactor, config: MetricsConfig, passed: Passed) -> None:
+        """Take over a predecessor's port when it has let go."""
+        sock = passed.socket()
+        try:
+            await self._handover.in_charge.wait()
+        except BaseException:
+            sock.close()
+            raise
+        reactor.touch()
+        self._serve(reactor, config, sock)
 
     async def _bind_later(self, reactor: Reactor, config: MetricsConfig) -> None:
         wait, longest = RETRY_SECONDS

@@ -130,6 +130,7 @@ class HttpListener:
         self._sock = sock
         self._fd = sock.fileno()
         self._closed = False
+        self._accepts = True
         self._complain_again_at = 0.0
         reactor.register(self._fd, self._on_readable)
 
@@ -138,10 +139,16 @@ class HttpListener:
         if self._closed:
             return
         self._closed = True
-        self.reactor.unregister(self._fd)
-        self._sock.close()
+        self.give_up()
         for connection in tuple(self.connections):
             connection.close()
+
+    def give_up(self) -> None:
+        """Stop accepting and leave the port to a successor; who has connected is answered."""
+        if self._accepts:
+            self._accepts = False
+            self.reactor.unregister(self._fd)
+            self._sock.close()
 
     def _on_readable(self) -> None:
         for _ in range(CONNECTIONS_MAX):
@@ -191,7 +198,7 @@ class HttpListener:
             log.error("a status connection could not be taken", reason=str(error) or type(error).__name__)
 
     def _go_on(self, _now: float) -> None:
-        if not self._closed:
+        if self._accepts:
             self.reactor.pause_read(self._fd, False)
 
 

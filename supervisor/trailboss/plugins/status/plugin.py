@@ -28,6 +28,7 @@ from trailboss.container.contract import (
 )
 from trailboss.container.inspect import JobsInspector
 from trailboss.container.state import ServerState
+from trailboss.handover import Handover, Offer
 from trailboss.log import logger
 from trailboss.messages.status_pb2 import Request, Response
 from trailboss.metrics import Exposition
@@ -84,19 +85,31 @@ class StatusPlugin(Plugin):
             await stopping.wait()
             return
         _, host, port = parse_address(self._config.address)
-        sock = bind_status(host, port, f"status.address: {self._config.address}")
+        handover = services.find(Handover) or Handover()
+        inherited = handover.claim("status", self._config.address)
+        sock = (
+            bind_status(host, port, f"status.address: {self._config.address}")
+            if inherited is None
+            else inherited.socket()
+        )
         bound_host, bound_port = sock.getsockname()[:2]
         self._address = f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
         reactor = services.get(Reactor)
         if self._config.page:
             self._page = _Page(services, reactor, Hosts(host, self._config.hosts))
-        listener = HttpListener(sock, reactor, self._handle, self._config.check_timeout)
         try:
             log.info("status port bound", address=self._address)
             task_status.started()
-            await stopping.wait()
+            if inherited is not None and not await _in_charge_before(handover, stopping):
+                return
+            listener = HttpListener(sock, reactor, self._handle, self._config.check_timeout)
+            try:
+                handover.offer(Offer("status", self._config.address, sock, listener.give_up))
+                await stopping.wait()
+            finally:
+                listener.close()
         finally:
-            listener.close()
+            sock.close()
 
     def state_detail(self) -> Mapping[str, object]:
         """Say where the port is."""
@@ -226,6 +239,20 @@ class StatusPlugin(Plugin):
         if self._services is None:
             raise RpcRefused("service not ready: phase=starting")
         return self._services
+
+
+async def _in_charge_before(handover: Handover, stopping: trio.Event) -> bool:
+    """Wait until this server is in charge; False where it stops before that."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait_for_stop() -> None:
+            await stopping.wait()
+            nursery.cancel_scope.cancel("the server stops")
+
+        nursery.start_soon(wait_for_stop)
+        await handover.in_charge.wait()
+        nursery.cancel_scope.cancel("in charge")
+    return not stopping.is_set()
 
 
 class _Page:

@@ -15,12 +15,13 @@ import trio
 
 from trailboss.container.contract import Layer, Plugin, Services
 from trailboss.container.state import ServerState
+from trailboss.handover import Handover
 from trailboss.log import logger
 from trailboss.plugins.systemd.notifications import Notifications, Snapshot, watchdog_interval_seconds
 from trailboss.reactor import Reactor
 from trailboss.workers.watchdog import Watchdog
 
-__all__ = ["SystemdPlugin"]
+__all__ = ["SystemdPlugin", "send_notification"]
 
 log = logger("systemd")
 
@@ -37,6 +38,7 @@ class SystemdPlugin(Plugin):
         self._address = environ.get("NOTIFY_SOCKET", "")
         self._watchdog_seconds = watchdog_interval_seconds(environ, os.getpid())
         self._notifications = Notifications()
+        self._handover = Handover()
         self._failed = ""
         self._watchdog: Watchdog | None = None
 
@@ -55,6 +57,7 @@ class SystemdPlugin(Plugin):
         state = services.get(ServerState)
         reactor = services.find(Reactor)
         self._watchdog = services.find(Watchdog)
+        self._handover = services.find(Handover) or self._handover
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
             notify.setblocking(False)
             self._follow(notify, state)
@@ -106,16 +109,20 @@ class SystemdPlugin(Plugin):
             await trio.sleep(seconds)
 
     def _send(self, notify: socket.socket, text: str) -> None:
-        if not text:
+        if not text or self._handover.given_up:  # its successor speaks for the service
             return
-        address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
         try:
-            notify.sendto(text.encode(), address)
+            send_notification(notify, self._address, text)
             self._failed = ""
         except OSError as error:
             if not self._failed:
                 log.warning("systemd cannot be notified", socket=self._address, error=error.strerror)
             self._failed = f"cannot send to {self._address}: {error.strerror}"
+
+
+def send_notification(notify: socket.socket, address: str, text: str) -> None:
+    """Send one datagram to systemd's socket `address`. Raises OSError."""
+    notify.sendto(text.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
 
 
 def snapshot(state: ServerState, broken: Sequence[str] = ()) -> Snapshot:

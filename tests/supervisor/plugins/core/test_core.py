@@ -104,6 +104,7 @@ async def test_the_methods_are_those_of_the_registry(nursery: trio.Nursery) -> N
         "trailboss.Refusals",
         "trailboss.Reload",
         "trailboss.State",
+        "trailboss.Upgrade",
         "trailboss.Workers",
     ]
     encode_result("json", call("trailboss.Methods"))

@@ -1,0 +1,200 @@
+"""LISTENING SOCKETS THAT GO FROM ONE SERVER TO THE NEXT: what a running server offers, what its successor takes over.
+
+An upgrade starts the new program with the sockets of the old one, so that no address is ever without a listener and who
+has connected waits in the kernel's queue for whoever accepts next. Both servers live for a while, and one of them is in
+charge: of the RPC, status and metrics ports, of the files of unix sockets, of the pid file. The one in charge accepts; the
+other keeps the sockets open and touches nothing that both share. HTTP alone is answered by both for the moment between.
+
+The successor finds descriptors and a channel in one variable of its environment, says `ready` when its workers are up, and
+is in charge after `go`, or when the old server has gone without a word. What it cannot do it says by `failed TEXT`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+from collections.abc import Callable, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from trailboss.log import logger
+from trailboss.plugins.http.activation import PassedSockets
+
+__all__ = ["VARIABLE", "Handover", "Offer", "Passed", "take_handover"]
+
+log = logger("container")
+
+VARIABLE: Final = "TRAILBOSS_HANDOVER"
+#: A socket that systemd has opened; its key is the name systemd gave it.
+SYSTEMD: Final = "systemd"
+_FAILURE_CHARACTERS_MAX: Final = 16_000
+
+
+@dataclass(eq=False, slots=True)
+class Offer:
+    """A listening socket in use. `kind` is its plugin, `key` its address as the configuration writes it.
+
+    `give_up` stops accepting and closes this process's descriptor, nothing more: the file and the connections that wait
+    belong to the successor. `path` and `inode` are the file of a unix socket.
+    """
+
+    kind: str
+    key: str
+    sock: socket.socket
+    give_up: Callable[[], None]
+    path: str = ""
+    inode: tuple[int, int] = (0, 0)
+
+
+@dataclass(slots=True)
+class Passed:
+    """A listening socket of the predecessor. `path` and `inode` are those of an :class:`Offer`."""
+
+    kind: str
+    key: str
+    fd: int
+    path: str = ""
+    inode: tuple[int, int] = (0, 0)
+
+    def socket(self) -> socket.socket:
+        """Return it as a non-blocking socket; to be called once."""
+        sock = socket.socket(fileno=self.fd)
+        sock.setblocking(False)
+        return sock
+
+
+@dataclass(eq=False, slots=True)
+class Handover:
+    """A service. Without arguments it is that of a server which has no predecessor: in charge from the beginning."""
+
+    passed: list[Passed] = field(default_factory=list)
+    channel: socket.socket | None = None
+    #: Set when this server answers on all its addresses.
+    in_charge: trio.Event = field(default_factory=trio.Event)
+    #: This server has a successor that is in charge.
+    given_up: bool = False
+    offers: list[Offer] = field(default_factory=list)
+    #: Called, once, when this server has come to be in charge after a predecessor.
+    on_in_charge: list[Callable[[], None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.channel is None:
+            self.in_charge.set()
+
+    @property
+    def is_successor(self) -> bool:
+        """Whether another server is still in charge."""
+        return not self.in_charge.is_set()
+
+    def claim(self, kind: str, key: str) -> Passed | None:
+        """Return the predecessor's socket for this address, once, or None where it had none."""
+        for item in self.passed:
+            if (item.kind, item.key) == (kind, key):
+                self.passed.remove(item)
+                return item
+        return None
+
+    def of_systemd(self) -> PassedSockets:
+        """Return what systemd passed to the predecessor, as if it had come from systemd itself."""
+        mine = [item for item in self.passed if item.kind == SYSTEMD]
+        self.passed = [item for item in self.passed if item.kind != SYSTEMD]
+        return PassedSockets([(item.key, item.fd) for item in mine])
+
+    def offer(self, offer: Offer) -> None:
+        """Note a socket that a successor can have."""
+        self.offers.append(offer)
+
+    def give_up_all(self) -> None:
+        """Let go of every socket; from now on the successor is in charge."""
+        self.given_up = True
+        offers, self.offers = self.offers, []
+        for offer in offers:
+            offer.give_up()
+
+    async def take_charge(self) -> None:
+        """Tell the predecessor that everything is up, and return when it has let go, or has gone.
+
+        On cancellation: the predecessor stays in charge.
+        """
+        channel = self.channel
+        if channel is None or self.in_charge.is_set():
+            return
+        log.info("ready to take over from the old server")
+        with suppress(OSError):  # it has gone: nobody is in charge but us
+            channel.send(b"ready\n")
+            while not _received(channel):
+                await trio.lowlevel.wait_readable(channel)
+        self.in_charge.set()
+        for callback in self.on_in_charge:
+            try:
+                callback()
+            except Exception as error:  # such as a pid file that cannot be written: no reason to leave
+                log.error("a step of taking over failed", reason=str(error) or type(error).__name__)
+        self._close_unclaimed()
+        log.info("this server is in charge", pid=os.getpid())
+
+    def _close_unclaimed(self) -> None:
+        rest, self.passed = self.passed, []
+        for item in rest:
+            os.close(item.fd)
+            if item.path:
+                remove_file(item.path, item.inode)
+
+    def report_failure(self, text: str) -> None:
+        """Tell the predecessor why this server does not get ready. Does nothing where there is none in charge."""
+        if self.channel is not None and self.is_successor:
+            line = json.dumps(text[:_FAILURE_CHARACTERS_MAX])
+            with suppress(OSError):
+                self.channel.sendall(f"failed {line}\n".encode())
+
+
+def _received(channel: socket.socket) -> bool:
+    """Whether the predecessor has let go or has gone."""
+    try:
+        channel.recv(64)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def remove_file(path: str, inode: tuple[int, int]) -> None:
+    """Remove the file of a unix socket, unless another server's file is there by now."""
+    with suppress(OSError):
+        found = os.lstat(path)
+        if (found.st_dev, found.st_ino) == inode:
+            os.unlink(path)
+
+
+def take_handover(environ: MutableMapping[str, str]) -> Handover:
+    """Take what a predecessor has passed to this process, and remove the variable.
+
+    Standard error, which the predecessor has listened to so far, becomes the real one. What does not fit, as when the
+    variable has come from somewhere else, is left alone.
+    """
+    text = environ.pop(VARIABLE, "")
+    if not text:
+        return Handover()
+    try:
+        told = json.loads(text)
+        channel_fd, stderr_fd = int(told["channel"]), int(told["stderr"])
+        passed = [
+            Passed(str(kind), str(key), int(fd), str(path), (int(device), int(number)))
+            for kind, key, fd, path, device, number in told["sockets"]
+        ]
+        for fd in (channel_fd, *(item.fd for item in passed)):
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                raise ValueError(f"descriptor {fd} is no socket")
+            os.set_inheritable(fd, False)
+        os.dup2(stderr_fd, 2)
+        os.close(stderr_fd)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        log.warning("what an older server has passed cannot be used", variable=VARIABLE, reason=str(error))
+        return Handover()
+    channel = socket.socket(fileno=channel_fd)
+    channel.setblocking(False)
+    return Handover(passed, channel)

@@ -1,0 +1,408 @@
+"""UPGRADE: a running server replaced by a new program while clients ask on, and new programs that are no good.
+
+Real servers with PHP and Python workers; clients keep connections or come anew for each request, on TCP and on a unix
+socket. The new program is this very one, found through a configuration, an application and a release link that change
+between two starts.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(TESTS / "support"))
+
+from live_server import MARK, marked, seen  # noqa: E402  the line above makes it findable
+
+PATIENCE = 2.0 if os.environ.get("CI") else 1.0
+PHP_WORKER = f"php {TESTS}/php/http_worker.php"
+PYTHON_WORKER = "trailboss-worker wsgi app:application"
+CONFIG = """
+version: "3"
+rpc: {{listen: "unix://{folder}/rpc.sock"}}
+server: {{command: "{command}"}}
+http: {{address: ["127.0.0.1:{port}", "unix:{folder}/web.sock"], pool: {{num_workers: 2}}}}
+status: {{address: "127.0.0.1:{status}"}}
+metrics: {{address: "127.0.0.1:{metrics}"}}
+logs: {{level: info, channels: {{http: {{level: warn}}}}}}
+{more}
+"""
+APPLICATION = """
+import os, time
+
+def application(environ, start_response):
+    if environ["PATH_INFO"] == "/slow":
+        open("slow-has-begun", "w").close()
+        time.sleep(2)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [f"{os.getppid()}".encode()]
+"""
+
+pytestmark = pytest.mark.timeout(150)
+
+
+def free_port() -> int:
+    """A port that nobody has at the moment."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def eventually(check: Callable[[], object], seconds: float, what: str, log: Path | None = None) -> None:
+    """Wait until `check()` is true."""
+    deadline = time.monotonic() + seconds * PATIENCE
+    while not check():
+        assert time.monotonic() < deadline, (
+            f"not within {seconds:g} s: {what}\n{log.read_text() if log else ''}"
+        )
+        time.sleep(0.02)
+
+
+class Service:
+    """`trailboss serve -p` in a folder of its own, whatever process it is by now."""
+
+    def __init__(
+        self, folder: Path, command: str, more: str = "", environ: dict[str, str] | None = None
+    ) -> None:
+        self.folder = folder
+        self.port, self.status_port, self.metrics_port = free_port(), free_port(), free_port()
+        self.mark = f"upgrade-{os.getpid()}-{self.status_port}"
+        self.write_config(command, more)
+        (folder / "app.py").write_text(APPLICATION)
+        (folder / "run").mkdir()
+        self.log = folder / "log.txt"
+        self.environ = {
+            **os.environ,
+            "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TMPDIR": str(folder / "run"),
+            "XDG_RUNTIME_DIR": str(folder / "run"),
+            MARK: self.mark,
+            **(environ or {}),
+        }
+        with self.log.open("ab") as log:
+            self.first = subprocess.Popen(
+                [sys.executable, "-m", "trailboss", "serve", "-p"],
+                cwd=folder,
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        eventually(self.is_ready, 20, "ready")
+
+    def write_config(self, command: str, more: str = "") -> None:
+        """Write the configuration that the next start reads."""
+        text = CONFIG.format(
+            folder=self.folder,
+            command=command,
+            more=more,
+            port=self.port,
+            status=self.status_port,
+            metrics=self.metrics_port,
+        )
+        (self.folder / ".rr.yaml").write_text(text)
+
+    def is_ready(self) -> bool:
+        """Whether the readiness probe says so."""
+        assert self.first.poll() is None or self.pid != self.first.pid, self.log.read_text()
+        try:
+            return self.probe("/ready") == 200
+        except OSError:
+            return False
+
+    def probe(self, path: str) -> int:
+        """Status of a request to the status port."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.status_port, timeout=10)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status
+        finally:
+            connection.close()
+
+    @property
+    def pid(self) -> int:
+        """The process in the pid file; 0 where there is none."""
+        try:
+            return int((self.folder / ".pid").read_text() or 0)
+        except (OSError, ValueError):
+            return 0
+
+    def trailboss(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the command line."""
+        return subprocess.run(
+            [sys.executable, "-m", "trailboss", *arguments],
+            cwd=self.folder,
+            env={**self.environ, MARK: ""},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def ask(self, path: str = "/") -> str:
+        """One request on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
+    def of_server(self, pid: int) -> list[int]:
+        """Processes of the service that are not those of `pid` and its children."""
+        others = []
+        for other in marked(self.mark):
+            stat = Path(f"/proc/{other}/stat").read_text().rpartition(")")[2].split()
+            if pid not in (other, int(stat[1])):
+                others.append(other)
+        return others
+
+    def stop(self) -> None:
+        """Stop it, however far it has come, and see that nothing is left."""
+        pid = self.pid
+        process = seen(pid) if pid else None
+        if process is not None and process.alive:
+            os.kill(pid, signal.SIGTERM)
+        if self.first.poll() is None:
+            self.first.terminate()
+        try:
+            eventually(lambda: not marked(self.mark), 15, "all processes gone")
+        finally:
+            for left in marked(self.mark):
+                os.kill(left, signal.SIGKILL)
+            self.first.wait(10)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Start services; stopped at the end."""
+    services: list[Service] = []
+
+    def begin(command: str = PYTHON_WORKER, more: str = "", environ: dict[str, str] | None = None) -> Service:
+        folder = tmp_path / f"service{len(services)}"
+        folder.mkdir()
+        services.append(Service(folder, command, more, environ))
+        return services[-1]
+
+    yield begin
+    for service in services:
+        service.stop()
+
+
+class Client(threading.Thread):
+    """Asks again and again: on one connection for as long as the server keeps it, or on a new one each time."""
+
+    def __init__(self, connect: Callable[[], http.client.HTTPConnection], path: str, *, keeps: bool) -> None:
+        super().__init__(daemon=True)
+        self.connect, self.path, self.keeps = connect, path, keeps
+        self.answers = 0
+        self.failures: list[str] = []
+        self.done = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """Ask until told to stop."""
+        connection = self.connect()
+        while not self.done.is_set():
+            try:
+                connection.request("GET", self.path)
+                answer = connection.getresponse()
+                answer.read()
+                if answer.status != 200:
+                    self.failures.append(f"{self.path}: {answer.status}")
+                self.answers += 1
+            except (OSError, http.client.HTTPException) as error:
+                self.failures.append(f"{self.path}: {error!r}")
+                connection.close()
+            if not self.keeps:
+                connection.close()
+            time.sleep(0.004)
+        connection.close()
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=20)
+        self.path = path
+
+    def connect(self) -> None:
+        """Connect."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(20)
+        self.sock.connect(str(self.path))
+
+
+def call_rpc(service: Service, done: threading.Event, failures: list[str]) -> None:
+    """Ask for the server's state by RPC again and again, each time on a new connection."""
+    from trailboss_worker.sdk import RPC
+
+    while not done.is_set():
+        try:
+            with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+                rpc.call("trailboss.State", True)
+        except Exception as error:  # whatever it is, it is a failure
+            failures.append(f"rpc: {error!r}")
+        time.sleep(0.02)
+
+
+def upgrade_under_load(service: Service, times: int) -> None:
+    """Upgrade again and again while clients ask; nothing may fail, and nothing may be left of those replaced."""
+    port, web = service.port, service.folder / "web.sock"
+
+    def tcp() -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+
+    def unix() -> http.client.HTTPConnection:
+        return UnixConnection(web)
+
+    def probe(number: int) -> Callable[[], http.client.HTTPConnection]:
+        return lambda: http.client.HTTPConnection("127.0.0.1", number, timeout=20)
+
+    clients = [
+        *(Client(tcp, "/", keeps=keeps) for keeps in (True, True, False, False)),
+        *(Client(unix, "/", keeps=keeps) for keeps in (True, False)),
+        Client(probe(service.status_port), "/ready", keeps=False),
+        Client(probe(service.metrics_port), "/metrics", keeps=False),
+    ]
+    rpc_done, failures = threading.Event(), []
+    rpc = threading.Thread(target=call_rpc, args=(service, rpc_done, failures), daemon=True)
+    rpc.start()
+    pids = [service.pid]
+    try:
+        for _ in range(times):
+            os.kill(pids[-1], signal.SIGUSR2)
+            eventually(lambda: service.pid not in (0, *pids), 30, "a new process", service.log)
+            pids.append(service.pid)
+            eventually(lambda: not service.of_server(pids[-1]), 20, "the old server and its workers gone")
+    finally:
+        rpc_done.set()
+        for client in clients:
+            client.done.set()
+        for thread in (rpc, *clients):
+            thread.join(30)
+    assert [*failures, *(failure for client in clients for failure in client.failures)] == []
+    assert all(client.answers > times for client in clients)
+    assert len(set(pids)) == times + 1
+    assert service.probe("/ready") == 200
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.long)])
+def test_upgrades_under_load_with_python(start: Callable[..., Service], times: int) -> None:
+    """No request, probe or RPC call fails while the server is replaced, and no process of a replaced one is left."""
+    upgrade_under_load(start(), times)
+
+
+@pytest.mark.skipif(shutil.which("php") is None, reason="php is not installed")
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.long)])
+def test_upgrades_under_load_with_php(start: Callable[..., Service], times: int) -> None:
+    """The same with PHP workers."""
+    upgrade_under_load(start(PHP_WORKER), times)
+
+
+def test_the_command_returns_when_the_new_program_is_in_charge(start: Callable[..., Service]) -> None:
+    """`trailboss upgrade` names the new process, which serves the application as it is now; what ran is finished."""
+    service = start()
+    old = service.pid
+    answers: list[str] = []
+    slow = threading.Thread(target=lambda: answers.append(service.ask("/slow")))
+    slow.start()
+    eventually((service.folder / "slow-has-begun").exists, 10, "a request under way")
+    done = service.trailboss("upgrade")
+    assert (done.returncode, done.stderr) == (0, "")
+    new = service.pid
+    assert done.stdout == f"upgraded: the server is process {new} now\n"
+    assert service.ask() == str(new)
+    slow.join(20)
+    assert answers == [str(old)]
+    eventually(lambda: not service.of_server(new), 20, "the old server gone")
+    assert sorted(entry.name for entry in service.folder.glob("**/*.sock*")) == [
+        "rpc.sock",
+        f"trailboss.sock.{new}",  # where its workers call until it goes
+        "web.sock",
+    ]
+
+
+def test_a_new_program_that_fails_changes_nothing(start: Callable[..., Service]) -> None:
+    """A wrong configuration, and workers that do not start: the reason is in the terminal, the old server goes on."""
+    service = start()
+    old = service.pid
+    service.write_config(PYTHON_WORKER, "nonsense: 1")
+    wrong = service.trailboss("upgrade", "-o", f"rpc.listen=unix://{service.folder}/rpc.sock")
+    assert wrong.returncode != 0
+    os.kill(old, signal.SIGUSR2)
+    eventually(lambda: "upgrade failed, this server goes on" in service.log.read_text(), 20, "refusal")
+    assert "nonsense" in service.log.read_text()
+    service.write_config(PYTHON_WORKER)
+    (service.folder / "app.py").write_text("this is = no Python\n")
+    broken = service.trailboss("upgrade")
+    assert broken.returncode == 1
+    assert "not upgraded, the old server goes on" in broken.stderr
+    assert "SyntaxError" in broken.stderr
+    assert (service.pid, service.ask(), service.probe("/ready")) == (old, str(old), 200)
+    assert (service.folder / "web.sock").exists()
+    eventually(lambda: not service.of_server(old), 10, "nothing left of the new programs")
+    (service.folder / "app.py").write_text(APPLICATION)
+    assert service.trailboss("upgrade").returncode == 0
+
+
+def test_a_new_program_that_hangs_is_ended(start: Callable[..., Service]) -> None:
+    """It gets `endure.upgrade_timeout`; a second upgrade meanwhile is refused; then everything is as it was."""
+    service = start(more="endure: {upgrade_timeout: 3s}")
+    old = service.pid
+    (service.folder / "app.py").write_text("import time\ntime.sleep(3600)\n")
+    results: list[subprocess.CompletedProcess[str]] = []
+    first = threading.Thread(target=lambda: results.append(service.trailboss("upgrade")))
+    first.start()
+    eventually(lambda: "upgrade begins" in service.log.read_text(), 10, "the first upgrade")
+    second = service.trailboss("upgrade")
+    assert (second.returncode, "an upgrade is under way already" in second.stderr) == (1, True)
+    first.join(60)
+    assert results[0].returncode == 1
+    assert "the new server was not ready within 3 s (endure.upgrade_timeout)" in results[0].stderr
+    eventually(lambda: not service.of_server(old), 15, "nothing left of the new program")
+    assert (service.pid, service.ask(), service.probe("/ready")) == (old, str(old), 200)
+
+
+def test_systemd_is_told_the_new_main_process(start: Callable[..., Service], tmp_path: Path) -> None:
+    """MAINPID comes before anything else of the change, from the old process; the new one says READY=1, nobody STOPPING=1."""
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(address)
+        notify.settimeout(0.2)
+        service = start(environ={"NOTIFY_SOCKET": address})
+        old = service.pid
+        received: list[str] = []
+
+        def receive() -> None:
+            try:
+                while True:
+                    received.extend(notify.recv(4096).decode().split("\n"))
+            except TimeoutError:
+                return
+
+        receive()
+        received.clear()
+        os.kill(old, signal.SIGUSR2)
+        eventually(lambda: service.pid not in (0, old) and not service.of_server(service.pid), 30, "upgraded")
+        receive()
+    assert f"MAINPID={service.pid}" in received
+    assert received.index(f"MAINPID={service.pid}") < received.index("READY=1")
+    assert "STOPPING=1" not in received
