@@ -19,6 +19,7 @@ import trio
 from trailboss.config.schema import JobsConfig
 from trailboss.container.contract import Health, Layer, Phase, Plugin, PluginFailed, RpcMethod, Services
 from trailboss.container.inspect import JobsInspector
+from trailboss.handover import Handover
 from trailboss.log import logger
 from trailboss.metrics import Family, MetricSources
 from trailboss.plugins.jobs.alarm import Alarm
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["JobsPlugin"]
 
 log = logger("jobs")
+
+#: Between two looks at what is left, in a process that has been replaced.
+LOOK_SECONDS = 0.1
 
 
 class JobsPlugin(Plugin):
@@ -68,6 +72,7 @@ class JobsPlugin(Plugin):
         self.pipelines = Pipelines(host, self.dispatcher, config.dead_letter_limit, config.consume)
         self._requests = JobsRequests(self.pipelines, self.dispatcher.pump, config.timeout)
         self._settlement_failures = 0
+        self._handover = Handover()
 
     # --- the contract ------------------------------------------------------------------------------------------------
 
@@ -97,6 +102,7 @@ class JobsPlugin(Plugin):
         On cancellation: drivers are cancelled too; what they keep in memory is lost, durable ones keep their promise.
         """
         self.make_pipelines()
+        self._handover = services.find(Handover) or self._handover
         self.dispatcher.telemetry = services.find(Telemetry) or self.dispatcher.telemetry
         services.provide(JobsInspector, self)  # type: ignore[type-abstract] # the key of a service may be a Protocol
         sources = services.find(MetricSources)
@@ -131,15 +137,37 @@ class JobsPlugin(Plugin):
         self.dispatcher.open()
 
     async def close_intake(self) -> None:
-        """Hand out no further job. Pushes are still accepted: workers that finish their job may have some."""
-        self.dispatcher.close()
+        """Hand out no further job. Pushes are still accepted: workers that finish their job may have some.
+
+        With a successor in charge no job is handed to it: what is in the memory of this process is finished here.
+        """
+        if not self._handover.given_up:
+            self.dispatcher.close()
 
     async def drain(self) -> None:
         """Return when no job runs any more.
 
         On cancellation: jobs that still run go back to their queues, one log line each.
         """
+        try:
+            # A look now and then costs nothing in a process that ends with the last job.
+            while self._handover.given_up and self._left_in_memory():  # noqa: ASYNC110
+                await trio.sleep(LOOK_SECONDS)
+        except trio.Cancelled:
+            self.dispatcher.close()
+            self.dispatcher.return_running(self.pipelines.all_present())
+            raise
+        self.dispatcher.close()
         await self.dispatcher.drain(self.pipelines.all_present)
+
+    def _left_in_memory(self) -> int:
+        """Jobs that end with this process and that its workers can still be given."""
+        left = 0
+        for pipeline in self.pipelines.by_name.values():
+            if pipeline.consumed and not pipeline.driver.durable:
+                books = pipeline.books()
+                left += books.waiting + books.delayed + books.running
+        return left
 
     def health(self) -> Health:
         """Healthy while every pipeline's driver works."""

@@ -44,6 +44,8 @@ _METHOD_LEVELS = {
 }
 _STREAMS = {"stdout": 1, "stderr": 2}
 _FLUSH_AT_EXIT_SECONDS = 2.0
+#: Levels as syslog numbers them.
+_PRIORITIES = {"debug": 7, "info": 6, "warn": 4, "error": 3, "panic": 2}
 
 
 class LogTargetError(Exception):
@@ -61,7 +63,10 @@ class Channel:
     def write(self, record: Record) -> None:
         """Hand one record to every target of the channel. Never blocks, never raises."""
         for target, render in self.outputs:
-            target.offer(f"{render(record)}{self.line_ending}".encode(errors="backslashreplace"))
+            text = f"{render(record)}{self.line_ending}"
+            if target.is_journal:
+                text = with_priority(text, record.level)
+            target.offer(text.encode(errors="backslashreplace"))
 
 
 class LogSystem:
@@ -131,6 +136,8 @@ class LogSystem:
                 }
                 lines = [f"{heads[message]}\t{fields}" for message, fields in records]
             ending = channel.line_ending
+            if target.is_journal:
+                lines = [with_priority(line, level) for line in lines]
             target.offer_many([f"{line}{ending}".encode() for line in lines])
 
     def _head(self, render: Renderer, record: Record) -> str:
@@ -214,6 +221,7 @@ class LogSystem:
     def _stream(self, name: str) -> Target:
         if name not in self._targets:
             self._targets[name] = self._target(name, StreamOutput(_STREAMS[name]))
+            self._targets[name].is_journal = is_journal(_STREAMS[name], os.environ)
         return self._targets[name]
 
     def _target(self, name: str, output: Output) -> Target:
@@ -231,6 +239,25 @@ class LogSystem:
             target = self._targets.get(name if name in _STREAMS else os.path.abspath(name))
             if target is not None and not target.error:
                 target.offer(f"{renderer(self._config, name)(record)}\n".encode())
+
+
+def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
+    """Whether a descriptor leads to the journal: systemd says device and inode of its stream in JOURNAL_STREAM."""
+    told = environ.get("JOURNAL_STREAM", "")
+    if not told:
+        return False
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return False
+    return told == f"{found.st_dev}:{found.st_ino}"
+
+
+def with_priority(text: str, level: str) -> str:
+    """Begin every line with the priority that journald reads, as ``<6>``."""
+    priority = f"<{_PRIORITIES.get(level, 6)}>"
+    body = text.rstrip("\n")
+    return priority + body.replace("\n", f"\n{priority}") + text[len(body) :]
 
 
 def inherit(root: LogsConfig, channel: LogChannelConfig) -> LogsConfig:

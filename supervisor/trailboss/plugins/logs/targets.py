@@ -87,6 +87,7 @@ class Target:
         """Start the thread. `dropped_line` makes the line that says how many lines are missing."""
         self.name = name
         self.dropped = 0  #: lines dropped so far, for people
+        self.is_journal = False  #: lines begin with their priority
         self.error = ""  #: why the last write failed, "" after one that went well
         self._output = output
         self._buffer_bytes_max = buffer_bytes_max
