@@ -42,7 +42,7 @@ def encode_pid_answer(pid: int, *, files: bool = False, stack_signal: int = 0) -
     """The worker's answer to `encode_pid`; like PHP's it carries no codec bit.
 
     With `files` it says that a body may come as an open file, which Trailboss alone offers (variable TRAILBOSS_FILES);
-    with `stack_signal` that this signal makes it write its stack to standard error. RoadRunner looks at the pid alone.
+    with `stack_signal` that this signal makes it write its stack to standard error, which Trailboss alone asks for.
     """
     more = b',"files":true' if files else b""
     if stack_signal:

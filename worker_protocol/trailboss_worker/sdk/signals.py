@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STACK_SIGNAL = signal.SIGUSR2
+#: Set by Trailboss for its workers; another server would not ask.
+SERVER_VARIABLE = "TRAILBOSS_INSTANCE"
 
 _offers_stack = False
 
@@ -23,9 +25,11 @@ def offer_stack() -> int:
     """Let SIGUSR2 write the stacks of all threads to standard error; gives the signal's number.
 
     The interpreter does that by itself, also while Python code computes, waits or holds its lock for good. Gives 0 and
-    changes nothing where the application uses the signal already.
+    changes nothing under another server than Trailboss, and where the application uses the signal already.
     """
     global _offers_stack
+    if not os.environ.get(SERVER_VARIABLE):
+        return 0
     if not _offers_stack:
         if signal.getsignal(STACK_SIGNAL) is not signal.SIG_DFL or _is_caught(STACK_SIGNAL):
             return 0
