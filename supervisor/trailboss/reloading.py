@@ -9,15 +9,15 @@ configuration and how workers are started go back to what they were, so that the
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
-from trailboss.config.changes import changed_keys
+from trailboss.config.changes import changed_keys, is_under
 from trailboss.config.problems import ConfigError
 from trailboss.config.schema import Config
-from trailboss.container.contract import Change, Plugin
+from trailboss.container.contract import Change, Plugin, WholePhase
 from trailboss.container.startup import Container
 from trailboss.log import logger
 
@@ -68,47 +68,78 @@ class Reloader:
         self._plugins = plugins
         self._container = container
         self._reread = reread
+        #: Variables of the dotenv file that are in this process's environment.
+        self._exported = dict(config.source.environment)
         self._lock = trio.Lock()
 
     async def reload(self, reason: str) -> Report:
         """Do one reload. Never raises for what is wrong with the file or the workers: the report says it.
 
-        On cancellation: what has begun goes on in the pools; the configuration keeps what it has taken in.
+        Refused before the server is ready, and once it stops. On cancellation before anything was changed: nothing is;
+        later it goes on to its end first, since what workers do not come up with has to be taken back.
         """
         async with self._lock:
             report = Report()
-            changes: list[Change] = []
-            if self._reread is not None:
-                try:
+            config, changes = self._config, list[Change]()
+            try:
+                self._refuse_unless_ready()
+                if self._reread is not None:
                     config = await trio.to_thread.run_sync(self._reread)
-                    changed = changed_keys(self._started, config) | changed_keys(self._config, config)
-                    for plugin in self._plugins:
-                        change = plugin.prepare_reload(config, changed)
-                        if change is not None:
-                            changes.append(change)
-                except (ConfigError, ValueError) as error:
-                    report.refused = str(error)
-                    log.error("reload refused: nothing was changed", reason=reason, text=report.refused)
-                    return report
-                taken = frozenset().union(*(change.taken for change in changes))
-                report.taken = sorted(taken & changed_keys(self._config, config))
-                report.needs_restart = sorted(changed_keys(self._started, config) - taken)
-                os.environ.update(config.source.environment)
-                for change in changes:
-                    change.commit()
-            if report.needs_restart:
-                log.warning("some changes need a restart of the server", keys=report.needs_restart)
-            report.failed = await self._container.reload(reason)
-            report.pools = [name for name in self._container.ready_pools() if name not in report.failed]
-            if report.failed:
-                for change in changes:
-                    change.revert(frozenset(report.failed))
-            elif self._reread is not None:
-                self._config = config
-            log.info(
-                "reload done" if not report.failed else "reload ended, old workers go on",
-                reason=reason,
-                taken=report.taken,
-                pools=report.pools,
-            )
+                    self._refuse_unless_ready()
+                    changes = self._prepare(config)
+            except Exception as error:  # also what a plugin of somebody else raises: the server goes on
+                expected = isinstance(error, (ConfigError, ValueError))
+                report.refused = str(error) if expected else f"internal error: {error!r}"
+                log.error("reload refused: nothing was changed", reason=reason, text=report.refused)
+                return report
+            with trio.CancelScope(shield=True):  # ends with the pools at the latest
+                await self._carry_out(report, config, changes, reason)
             return report
+
+    def _refuse_unless_ready(self) -> None:
+        phase = self._container.state.whole
+        if phase is not WholePhase.READY:
+            raise ValueError(f"the server is {phase.value}; try again when it is ready")
+
+    def _prepare(self, config: Config) -> list[Change]:
+        changed = changed_keys(self._started, config) | changed_keys(self._config, config)
+        changes = [plugin.prepare_reload(config, changed) for plugin in self._plugins]
+        return [change for change in changes if change is not None]
+
+    async def _carry_out(
+        self, report: Report, config: Config, changes: Sequence[Change], reason: str
+    ) -> None:
+        taken = frozenset().union(*(change.taken for change in changes))
+        now_taken = taken & changed_keys(self._config, config)
+        report.needs_restart = sorted(changed_keys(self._started, config) - taken)
+        exported = self._exported
+        if self._reread is not None:
+            self._export(config.source.environment)
+        for change in changes:
+            change.commit()
+        if report.needs_restart:
+            log.warning("some changes need a restart of the server", keys=report.needs_restart)
+        report.failed = await self._container.reload(reason)
+        report.pools = [name for name in self._container.ready_pools() if name not in report.failed]
+        if report.failed:
+            for change in changes:
+                change.revert(frozenset(report.failed))
+            self._export(exported)
+            stay = [f"{name}.pool" for name in report.pools]
+            now_taken = frozenset(key for key in now_taken if is_under(key, "logs", *stay))
+        else:
+            self._config = config
+        report.taken = sorted(now_taken)
+        log.info(
+            "reload done" if not report.failed else "reload ended, old workers go on",
+            reason=reason,
+            taken=report.taken,
+            pools=report.pools,
+        )
+
+    def _export(self, variables: Mapping[str, str]) -> None:
+        """Put the variables of the dotenv file into the environment, and take out those it has no more."""
+        for name in self._exported.keys() - variables.keys():
+            os.environ.pop(name, None)
+        os.environ.update(variables)
+        self._exported = dict(variables)

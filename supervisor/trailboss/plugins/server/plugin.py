@@ -118,6 +118,9 @@ class ServerPlugin(Plugin):
         sections = dict(pools(config))
         taken = {key for key in changed if key.split(".env.")[0] in _LIVE_KEYS}
         changes: list[tuple[Pool, PoolConfig, PoolConfig]] = []
+        sizes = {
+            pool.name: pool.num_workers for pool in self._pools
+        }  # not the configured ones where they follow the load
         for pool in self._pools:
             name = f"{pool.name}.pool"
             new = sections.get(name)
@@ -138,9 +141,12 @@ class ServerPlugin(Plugin):
 
         def revert(failed: frozenset[str]) -> None:
             self.workshop.settings = old_settings
-            for pool, old, _ in changes:
+            for pool, old, new in changes:
                 if pool.name in failed:
                     pool.apply(old)
+                    if new.resolved_num_workers != old.resolved_num_workers:
+                        pool.resize(sizes[pool.name])
+                        pool.fit()
 
         return Change(frozenset(taken), commit, revert)
 
