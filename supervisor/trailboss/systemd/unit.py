@@ -48,6 +48,8 @@ class UnitFacts:
     changes_user: bool = False
     #: Workers get control groups of their own.
     makes_groups: bool = False
+    #: Workers get priorities or processors of their own, through system calls that are refused otherwise.
+    sets_priorities: bool = False
     write_paths: tuple[str, ...] = ()
     #: Names of sockets that systemd opens: (name, what it listens on).
     sockets: tuple[tuple[str, str], ...] = ()
@@ -85,6 +87,10 @@ def facts_of(config: Config, program: str, *, name: str, user: str, for_user_man
         binds_low_port=any(0 < port < _PRIVILEGED_PORTS for port in _ports(config)),
         changes_user=bool(users),
         makes_groups=any(wants_group(pool.process) for _, pool in pools(config)),
+        sets_priorities=any(
+            pool.process.nice or pool.process.io_class or pool.process.cpu_affinity
+            for _, pool in pools(config)
+        ),
         write_paths=tuple(_write_paths(config)),
         sockets=tuple(_sockets(config)),
         reads_home=any(
@@ -254,8 +260,12 @@ def _hardening(facts: UnitFacts) -> Iterator[str]:
     yield "UMask=0027"
     yield "SystemCallArchitectures=native"
     yield "SystemCallFilter=@system-service"
-    refused = "~@resources" if facts.changes_user else "~@privileged @resources"
-    yield f"SystemCallFilter={refused}"
+    refused = [
+        *([] if facts.changes_user else ["@privileged"]),
+        *([] if facts.sets_priorities else ["@resources"]),
+    ]
+    if refused:
+        yield f"SystemCallFilter=~{' '.join(refused)}"
     yield "SystemCallErrorNumber=EPERM"
     yield ""
 

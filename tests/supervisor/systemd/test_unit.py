@@ -171,3 +171,19 @@ def test_the_command_writes_files(tmp_path: Path) -> None:
     assert "choose another --output" in failed.output
     shown = CliRunner().invoke(cli, arguments)
     assert "# ---- shop-web.socket" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("keys", "filters"),
+    [
+        ("", ["@system-service", "~@privileged @resources"]),
+        (", process: {nice: 5}", ["@system-service", "~@privileged"]),
+        (", process: {cpu_affinity: 0}", ["@system-service", "~@privileged"]),
+        (", process: {io_class: idle, user: root}", ["@system-service"]),
+    ],
+)
+def test_priorities_of_workers_are_allowed(tmp_path: Path, keys: str, filters: list[str]) -> None:
+    """Where a pool sets them, the filter leaves the calls for it; otherwise its workers could not even start."""
+    text = PLAIN.replace("num_workers: 2}", f"num_workers: 2{keys}}}")
+    unit = service_unit(_facts(tmp_path, text))
+    assert re.findall(r"^SystemCallFilter=(.*)$", unit, re.MULTILINE) == filters
