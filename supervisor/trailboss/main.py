@@ -34,6 +34,7 @@ from trailboss.handover import take_handover
 from trailboss.log import logger
 from trailboss.plugins.http.activation import take_passed_sockets
 from trailboss.plugins.logs import LogSystem, LogTargetError, install
+from trailboss.reaping import reap_orphans
 from trailboss.upgrading import Origin, UpgradeFailed, Upgrader
 
 __all__ = ["StartError", "run"]
@@ -149,6 +150,8 @@ async def _live(assembly: Assembly, logs: LogSystem, banner: str) -> int:
         if assembly.upgrader is not None:
             assembly.upgrader.stop = stop.set
         await nursery.start(_follow_signals, stop, hurry, logs, reload, upgrade)
+        if os.getpid() == 1:
+            nursery.start_soon(reap_orphans)
         nursery.start_soon(show_start, container.state, logs.terminal())
         nursery.start_soon(live_container)
         await container.finished.wait()

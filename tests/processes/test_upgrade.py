@@ -21,10 +21,12 @@ from pathlib import Path
 
 import pytest
 
+from trailboss.reaping import dead_children
+
 TESTS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS / "support"))
 
-from live_server import MARK, marked, seen  # noqa: E402  the line above makes it findable
+from live_server import MARK, children_of, marked  # noqa: E402  the line above makes it findable
 
 PATIENCE = 2.0 if os.environ.get("CI") else 1.0
 PHP_WORKER = f"php {TESTS}/php/http_worker.php"
@@ -40,12 +42,14 @@ logs: {{level: info, channels: {{http: {{level: warn}}}}}}
 {more}
 """
 APPLICATION = """
-import os, time
+import os, subprocess, time
 
 def application(environ, start_response):
     if environ["PATH_INFO"] == "/slow":
         open("slow-has-begun", "w").close()
         time.sleep(2)
+    if environ["PATH_INFO"] == "/orphan":
+        subprocess.run("(sleep 1; touch orphan-ended) >/dev/null 2>&1 &", shell=True)
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [f"{os.getppid()}".encode()]
 """
@@ -74,7 +78,12 @@ class Service:
     """`trailboss serve -p` in a folder of its own, whatever process it is by now."""
 
     def __init__(
-        self, folder: Path, command: str, more: str = "", environ: dict[str, str] | None = None
+        self,
+        folder: Path,
+        command: str,
+        more: str = "",
+        environ: dict[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> None:
         self.folder = folder
         self.port, self.status_port, self.metrics_port = free_port(), free_port(), free_port()
@@ -94,7 +103,7 @@ class Service:
         }
         with self.log.open("ab") as log:
             self.first = subprocess.Popen(
-                [sys.executable, "-m", "trailboss", "serve", "-p"],
+                [*prefix, sys.executable, "-m", "trailboss", "serve", "-p"],
                 cwd=folder,
                 env=self.environ,
                 stdin=subprocess.DEVNULL,
@@ -175,10 +184,11 @@ class Service:
 
     def stop(self) -> None:
         """Stop it, however far it has come, and see that nothing is left."""
-        pid = self.pid
-        process = seen(pid) if pid else None
-        if process is not None and process.alive:
-            os.kill(pid, signal.SIGTERM)
+        if self.pid in marked(self.mark):  # not where it is a number of another namespace
+            os.kill(self.pid, signal.SIGTERM)
+        else:
+            for child in children_of(self.first.pid):  # behind unshare
+                os.kill(child, signal.SIGTERM)
         if self.first.poll() is None:
             self.first.terminate()
         try:
@@ -194,10 +204,15 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Start services; stopped at the end."""
     services: list[Service] = []
 
-    def begin(command: str = PYTHON_WORKER, more: str = "", environ: dict[str, str] | None = None) -> Service:
+    def begin(
+        command: str = PYTHON_WORKER,
+        more: str = "",
+        environ: dict[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
+    ) -> Service:
         folder = tmp_path / f"service{len(services)}"
         folder.mkdir()
-        services.append(Service(folder, command, more, environ))
+        services.append(Service(folder, command, more, environ, prefix))
         return services[-1]
 
     yield begin
@@ -406,3 +421,61 @@ def test_systemd_is_told_the_new_main_process(start: Callable[..., Service], tmp
     assert f"MAINPID={service.pid}" in received
     assert received.index(f"MAINPID={service.pid}") < received.index("READY=1")
     assert "STOPPING=1" not in received
+
+
+def test_jobs_in_memory_are_finished_by_the_old_server(start: Callable[..., Service]) -> None:
+    """What waits and what is delayed runs in the process that has accepted it; the new one takes new jobs meanwhile."""
+    from trailboss_worker.sdk import RPC, Jobs
+
+    jobs = f"{sys.executable} {TESTS}/support/upgrade_jobs.py"
+    more = f'jobs: {{pool: {{num_workers: 1, command: "{jobs}"}}, consume: [q], pipelines: {{q: {{driver: memory}}}}}}'
+    service = start(more=more)
+    old = service.pid
+
+    def push(name: str, delay: int) -> None:
+        with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+            Jobs(rpc).push("q", name, b"null", delay_seconds=delay)
+
+    for name, delay in (("a", 0), ("b", 0), ("c", 0), ("late", 3)):
+        push(name, delay)
+    assert service.trailboss("upgrade").returncode == 0
+    push("new", 0)
+    done = service.folder / "jobs-done"
+    eventually(lambda: done.exists() and len(done.read_text().splitlines()) == 5, 20, "all jobs", service.log)
+    ran = dict(line.split() for line in done.read_text().splitlines())
+    assert {name: parent == str(old) for name, parent in ran.items()} == {
+        "a": True,
+        "b": True,
+        "c": True,
+        "late": True,
+        "new": False,
+    }
+    eventually(lambda: not service.of_server(service.pid), 20, "the old server gone")
+
+
+def test_process_1_refuses(start: Callable[..., Service]) -> None:
+    """Its end is the end of its container, so no other can take its place; it says so and goes on."""
+    probe = ["unshare", "-pf", "--mount-proc", "true"]
+    if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, check=False).returncode:
+        pytest.skip("process namespaces (unshare) cannot be used here")
+    service = start(prefix=("unshare", "-pf", "--kill-child", "--mount-proc"))
+    refused = service.trailboss("upgrade")
+    assert (refused.returncode, "this server is process 1" in refused.stderr) == (1, True)
+    assert service.probe("/ready") == 200
+    # An orphan that ends is not left in the process table.
+    server = children_of(service.first.pid)[0]
+    assert service.ask("/orphan") == "1"
+    eventually((service.folder / "orphan-ended").exists, 10, "the orphan's end")
+    eventually(lambda: dead_children(server) == {}, 15, "the orphan reaped")
+
+
+def test_readiness_ends_before_the_service_does(start: Callable[..., Service]) -> None:
+    """For `endure.drain_delay` after SIGTERM the probe says no and requests are still answered."""
+    service = start(more="endure: {drain_delay: 1500ms}")
+    begun = time.monotonic()
+    os.kill(service.pid, signal.SIGTERM)
+    eventually(lambda: service.probe("/ready") == 503, 1, "not ready")
+    assert service.probe("/health") == 200
+    assert service.ask() == str(service.first.pid)
+    assert service.first.wait(20) == 0
+    assert time.monotonic() - begun >= 1.5
