@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from live_server import PATIENCE, TESTS
+from live_server import MARK, PATIENCE, TESTS, marked
 
 from trailboss.testing.sabotage import SABOTAGES, VARIABLE
 
@@ -81,6 +84,34 @@ def test_a_broken_promise_is_named(tmp_path: Path) -> None:
 
     assert list(broken(document)) == ["no process left"]
     assert (code, document["passed"]) == (1, False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_ended_leaves_nothing(number: int, tmp_path: Path) -> None:
+    """A signal in the middle of a run: exit code 130 at once, no server left, no folder left."""
+    mark = secrets.token_hex(8)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "trailboss", "chaos", "-c", EXAMPLES / "python.yaml", "--plan", "storm", "-s"],
+        env={**os.environ, "TMPDIR": str(tmp_path), MARK: mark},
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 20 * PATIENCE
+        while not list(tmp_path.glob("*/rpc.sock")):
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        run.send_signal(number)
+
+        assert run.wait(10 * PATIENCE) == 130
+    finally:
+        run.kill()
+        run.wait()
+    deadline = time.monotonic() + 2 * PATIENCE
+    while marked(mark):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.long

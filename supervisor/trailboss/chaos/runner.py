@@ -61,6 +61,10 @@ class Run:
     record: Record = field(default_factory=Record)
     #: (stage, begin, end), for the timeline.
     stages: list[tuple[Stage, float, float]] = field(default_factory=list)
+    #: A signal has ended the run: there is no verdict.
+    interrupted: bool = False
+    #: Around the injection that is under way.
+    shield: trio.CancelScope = field(default_factory=trio.CancelScope)
     _begin: float = 0.0
     _boot_seconds: dict[str, float] = field(default_factory=dict)
     _smallest: dict[str, int] = field(default_factory=dict)
@@ -85,16 +89,30 @@ class Run:
             gated=self.privacy.gated,
             call_seconds=self.privacy.call_seconds,
         )
-        for stage, injections in self.plan.injections.items():
-            self.tell(stage.value, None)
-            begin = self.now()
-            await _Stage(self, stage, injections, load).run()
-            self.stages.append((stage, begin, self.now()))
-            if self.record.failed_starts:
-                break
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._follow_signals, nursery.cancel_scope)
+            for stage, injections in self.plan.injections.items():
+                self.tell(stage.value, None)
+                begin = self.now()
+                await _Stage(self, stage, injections, load).run()
+                self.stages.append((stage, begin, self.now()))
+                if self.record.failed_starts:
+                    break
+            nursery.cancel_scope.cancel(reason="the run is over")
         self.record.seconds = self.now()
         self.record.rise(self.record.seconds)
         return self.record
+
+    async def _follow_signals(
+        self, scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """End the run at a signal, with everything that it has started."""
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                self.interrupted = True
+                self.shield.shield = False
+                scope.cancel(reason=f"{signal.Signals(number).name} was received")
 
     def note_boots(self, pool: str, seconds: float) -> None:
         """Remember the slowest boot of a pool's workers."""
@@ -217,7 +235,8 @@ class _Stage:
         for injection in self.injections:
             done = Done(injection, self.run_.now())
             began = trio.current_time()
-            with trio.CancelScope(shield=True):  # one that has begun is waited for; its waits are bounded
+            self.run_.shield = trio.CancelScope(shield=True)
+            with self.run_.shield:  # one that has begun is waited for; its waits are bounded
                 try:
                     await self._carry_out(done)
                     done.recovered = trio.current_time() - began

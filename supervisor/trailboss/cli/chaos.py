@@ -9,7 +9,6 @@ import os
 import secrets
 import shlex
 import shutil
-import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -225,9 +224,9 @@ def carried_out(run: Run, again: str, report: str | None, *, quiet: bool, as_jso
     from trailboss.chaos.verdict import judge
 
     terminal = console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server is left behind
-    signal.signal(signal.SIGHUP, signal.default_int_handler)
     seen = trio.run(run.run) if quiet else watched(run, terminal)
+    if run.interrupted:
+        raise click.Abort
     if not seen.starts:
         raise CommandFailed(did_not_start(run, seen))
     verdict = judge(seen, has_http="http" in run.privacy.pools, has_jobs=bool(run.privacy.pipelines))
