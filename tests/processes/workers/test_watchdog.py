@@ -123,8 +123,10 @@ async def test_exit_that_nobody_heard_of(stage: Stage) -> None:
     pool = await stage.pool()
     async with watched(stage) as watchdog:
         outcomes = stage.submit(pool, "hang")
-        pid = pool.workers()[0].pid
-        await until(lambda: pool.in_flight)
+        (worker,) = pool.serving_workers()
+        pid, lane = worker.pid, worker.lane
+        assert lane is not None
+        await until(lambda: not lane.request_is_unread())  # else it moves on to the next worker
         faults.lose_exit(pool, pid)
         os.kill(pid, signal.SIGKILL)
         begun = time.monotonic()
