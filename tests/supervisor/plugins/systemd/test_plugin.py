@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from trailboss.container.contract import Services, WholePhase
 from trailboss.container.state import ServerState
 from trailboss.plugins.systemd import SystemdPlugin
 from trailboss.reactor import Reactor
+from trailboss.workers.watchdog import Watchdog
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -121,7 +122,7 @@ async def test_watchdog_beats_at_a_third_while_the_data_plane_answers(
     state, stopping, reactor = ServerState(), trio.Event(), Reactor()
     environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "30000000"}
     beats: list[float] = []
-    pending = []
+    pending: list[Callable[[], None]] = []
 
     def collect() -> None:
         beats.extend(trio.current_time() - began for text in manager.received() if text == "WATCHDOG=1")
@@ -144,6 +145,35 @@ async def test_watchdog_beats_at_a_third_while_the_data_plane_answers(
         stopping.set()
     reactor.close()
     assert beats == [0.0, 10.0, 20.0, 30.0]
+
+
+async def test_no_beat_while_an_invariant_is_broken(
+    manager: Manager, autojump_clock: trio.testing.MockClock
+) -> None:
+    """systemd is not told that the server is alive until the watchdog's finding has been repaired."""
+    state, stopping, reactor = ServerState(), trio.Event(), Reactor()
+    environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "30000000"}
+    reactor.call_soon = lambda answer: answer()  # type: ignore[method-assign, assignment]
+    stuck = True
+    watchdog = Watchdog(reactor, [], lambda: stuck)
+    watchdog.look(0.0)
+    watchdog.look(2.0)
+    services = services_with(state, reactor)
+    services.provide(Watchdog, watchdog)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(SystemdPlugin(environ).run, services, stopping)
+        await trio.sleep(15)
+        told = "\n".join(manager.received())
+        stuck = False
+        watchdog.look(3.0)
+        await trio.sleep(10)
+        later = "\n".join(manager.received())
+        stopping.set()
+    reactor.close()
+    assert "WATCHDOG=1" not in told
+    assert "STATUS=broken, being repaired: gate_closed" in told
+    assert "WATCHDOG=1" in later
+    assert "broken" not in later
 
 
 async def test_a_manager_that_has_gone_is_no_error(tmp_path: Path) -> None:
