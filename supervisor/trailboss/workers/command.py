@@ -99,6 +99,7 @@ async def run_to_end(
         shop.guard.discard(process.pid)
         if role is not None:
             shop.callers.discard(process.pid)
+            shop.guard.end_strays(token)
     status = process.status
     if timed_out:
         return f"no end within {key} ({seconds:g} s); its process group was killed"

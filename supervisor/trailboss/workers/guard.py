@@ -58,6 +58,10 @@ class Guard:
         self._groups.discard(group)
         self._tell(b"-%d\n" % group)
 
+    def end_strays(self, token: str) -> None:
+        """Have every process ended that carries the token of a worker which has ended: its children, wherever they are."""
+        self._tell(b"x%s\n" % token.encode())
+
     def watch_cgroup(self, folder: str) -> None:
         """Tell the guard of the control group that holds the groups of workers; "": it has gone."""
         self._cgroup = folder

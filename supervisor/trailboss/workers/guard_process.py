@@ -2,11 +2,13 @@
 
 Started first, as ``python -I -S guard_process.py INSTANCE``; its standard input is the read end of the lifeline pipe,
 whose only write end is the supervisor's. Lines on it say which process groups exist (``+PID``) and which do not any
-more (``-PID``), and which control group holds those of workers (``@FOLDER``); ``q`` says that the supervisor ends in
-good order. End of file means it is gone, even by SIGKILL: the guard then kills that control group, those process
-groups, every process of their sessions, and every process that carries this instance's mark (TRAILBOSS_INSTANCE) in its
-environment, so a child that moved to a session of its own does not escape; it looks again until nothing is left. After a
-``q`` and no survivor at first sight it just ends.
+more (``-PID``), which control group holds those of workers (``@FOLDER``), and which token the processes have that a
+worker has left behind (``xTOKEN``): they are ended now. ``q`` says that the supervisor ends in good order.
+
+End of file means it is gone, even by SIGKILL: the guard then kills that control group, those process groups, every
+process of their sessions, and every process that carries this instance's mark (TRAILBOSS_INSTANCE) in its environment,
+so a child that moved to a session of its own does not escape; it looks again until nothing is left. After a ``q`` and no
+survivor at first sight it just ends.
 
 Standard library only, no import of Trailboss: it has to run with nothing but the interpreter and stay small.
 """
@@ -14,6 +16,7 @@ Standard library only, no import of Trailboss: it has to run with nothing but th
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import time
@@ -23,6 +26,10 @@ HUNT_SECONDS_MAX = 5.0
 #: The hunt ends after this many rounds in a row that found nobody.
 QUIET_ROUNDS = 3
 ROUND_SECONDS = 0.05
+#: From one look for children of workers that have ended to the next; it serves all that have ended meanwhile.
+STRAYS_SECONDS = 0.25
+#: Looks at most, while there are more: some may be forking.
+STRAY_ROUNDS = 10
 
 
 def _session_of(pid: int) -> int:
@@ -42,12 +49,40 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
-def _is_marked(pid: int, mark: bytes) -> bool:
+def _is_marked(pid: int, marks: set[bytes]) -> bool:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return mark in file.read().split(b"\0")
+            return not marks.isdisjoint(file.read().split(b"\0"))
     except OSError:
         return False
+
+
+def end_strays(marks: set[bytes]) -> None:
+    """Kill every process that has one of `marks` in its environment, and look again until there is none.
+
+    The process is held by a descriptor from the second look on, so a number that is in use again harms nobody.
+    """
+    own = os.getpid()
+    for _ in range(STRAY_ROUNDS):
+        found = False
+        for name in os.listdir("/proc"):
+            if not name.isdigit() or int(name) in (own, 1) or not _is_marked(int(name), marks):
+                continue
+            try:
+                pidfd = os.pidfd_open(int(name))
+            except OSError:
+                continue
+            try:
+                if _is_marked(int(name), marks):
+                    found = True
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            except OSError:
+                pass
+            finally:
+                os.close(pidfd)
+        if not found:
+            return
+        time.sleep(ROUND_SECONDS)
 
 
 def find_survivors(sessions: set[int], mark: bytes) -> list[int]:
@@ -60,7 +95,7 @@ def find_survivors(sessions: set[int], mark: bytes) -> list[int]:
         pid = int(name)
         if pid in (own, 1) or _is_zombie(pid):
             continue
-        if _session_of(pid) in sessions or _is_marked(pid, mark):
+        if _session_of(pid) in sessions or _is_marked(pid, {mark}):
             found.append(pid)
     return found
 
@@ -111,6 +146,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     mark = b"TRAILBOSS_INSTANCE=" + os.fsencode(sys.argv[1])
     groups: set[int] = set()
+    strays: set[bytes] = set()
+    next_look = 0.0
     cgroup = b""
     pending = b""
     # Says "I am there" and lets go of the supervisor's log: nothing of the guard may hold a pipe open.
@@ -120,6 +157,12 @@ def main() -> None:
     os.dup2(null, 2)
     os.close(null)
     while True:
+        if strays and time.monotonic() >= next_look:
+            end_strays(strays)
+            strays.clear()
+            next_look = time.monotonic() + STRAYS_SECONDS
+        if strays and not select.select([0], [], [], max(0.0, next_look - time.monotonic()))[0]:
+            continue
         data = os.read(0, 65536)
         if not data:
             break
@@ -129,6 +172,8 @@ def main() -> None:
                 return  # otherwise the end of file follows, and with it the hunt for what moved to other sessions
             if line[:1] == b"@":
                 cgroup = line[1:]
+            elif line[:1] == b"x":
+                strays.add(b"TRAILBOSS_TOKEN=" + line[1:])
             elif line[1:].isdigit():
                 pid = int(line[1:])
                 if line[:1] == b"+":

@@ -136,6 +136,8 @@ class Worker(LaneOwner):
         self._doing: Exec | None = None
         #: When its last execution ended with it.
         self._ended_at = 0.0
+        #: The pool knows of its death.
+        self._is_noted = False
         self._has_place = False
         #: It has said that its time is over.
         self._is_due = False
@@ -804,6 +806,7 @@ class Worker(LaneOwner):
             self._pool.reap_later(process)
         shop.callers.discard(process.pid)
         shop.guard.discard(process.pid)
+        shop.guard.end_strays(self._token)
         self._ended_at = shop.reactor.touch()
         self._settle_exec()
         if process.status is not None:
@@ -841,11 +844,19 @@ class Worker(LaneOwner):
         self._doing = exec_
         cause, text = self._cause()
         try:
+            self._note_death(cause)  # first, so that a retry is judged by it
             text = f"worker {self.pid} died: {text}"
             output = self._stderr.last_lines() if self._stderr is not None else ()
             exec_.on_outcome(WorkerDied(text, pid=self.pid, cause=cause, sent=not unread, output=output))
         except Exception:
             log.exception("the receiver of an outcome failed", pid=self.pid, pool=self._pool.name)
+
+    def _note_death(self, cause: str) -> None:
+        """Tell the pool, once."""
+        if not self._is_noted:
+            self._is_noted = True
+            began = self.lane.started_at if self.lane is not None else 0.0
+            self._pool.note_death(self, self._doing, cause, began=began, ended=self._ended_at)
 
     def _cause(self) -> tuple[str, str]:
         """Cause class and sentence; our own reasons first, then what the worker did, then how it exited."""
@@ -902,8 +913,7 @@ class Worker(LaneOwner):
             return WorkerExit(planned, was_ready, executions, ready_seconds, False, text)
         record = self._death_record(process, executions)
         self._shop.deaths.add(record)
-        began = lane.started_at if lane is not None else 0.0
-        self._pool.note_death(self, self._doing, record.cause, began=began, ended=self._ended_at)
+        self._note_death(record.cause)
         details: dict[str, object] = {}
         if record.doing:
             details["doing"] = record.doing

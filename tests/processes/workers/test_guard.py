@@ -12,7 +12,9 @@ import time
 import pytest
 import trio
 
-from .stage import PROGRAMS, Stage, is_alive, marked_processes, until
+from trailboss.workers.guard_process import end_strays
+
+from .stage import PROGRAMS, Stage, body_of, is_alive, marked_processes, until
 
 SUPERVISOR = PROGRAMS / "small_supervisor.py"
 
@@ -96,3 +98,68 @@ def test_guard_has_no_environment_and_few_descriptors() -> None:
     names = {entry.partition(b"=")[0] for entry in environment if entry}
     assert names <= {b"PATH", b"LC_CTYPE"}
     assert descriptors == {"0", "1", "2"}
+
+
+async def test_children_end_with_their_worker(stage: Stage) -> None:
+    """Also in a session of their own, whether the worker dies or is replaced; those of another worker go on."""
+    pool = await stage.pool(num_workers=2)
+    first, second = pool.workers()
+    # Both are idle, so each gets one.
+    answers = [stage.submit(pool, "child"), stage.submit(pool, "child")]
+    families: dict[int, list[int]] = {}
+    for answer in answers:
+        children = [int(word) for word in body_of(await stage.exactly_one(answer)).split()]
+        families[_parent(children[0])] = children
+    assert set(families) == {first.pid, second.pid}
+    os.kill(first.pid, signal.SIGKILL)
+    await until(lambda: not any(map(is_alive, families[first.pid])), 5)
+    assert all(map(is_alive, families[second.pid]))
+    with trio.fail_after(10):
+        await pool.reset()
+    await until(lambda: not any(map(is_alive, families[second.pid])), 5)
+
+
+async def test_strays_are_told_by_the_token_alone(stage: Stage) -> None:
+    """A process with another token, a longer one, or none at all is nobody's stray."""
+    environments = [
+        {"TRAILBOSS_TOKEN": "lost"},
+        {"TRAILBOSS_TOKEN": "lost-too"},
+        {"X": "TRAILBOSS_TOKEN=lost"},
+        {},
+    ]
+    processes = [
+        await trio.lowlevel.open_process(["/bin/sleep", "600"], env=environment, start_new_session=True)
+        for environment in environments
+    ]
+    try:
+        stage.guard.end_strays("lost")
+        with trio.fail_after(5):
+            assert await processes[0].wait() == -signal.SIGKILL
+        # What is told later is looked at later: by then the others have been looked at twice.
+        late = await trio.lowlevel.open_process(
+            ["/bin/sleep", "600"], env={"TRAILBOSS_TOKEN": "late"}, start_new_session=True
+        )
+        stage.guard.end_strays("late")
+        with trio.fail_after(5):
+            assert await late.wait() == -signal.SIGKILL
+        assert all(is_alive(process.pid) for process in processes[1:])
+    finally:
+        for process in processes[1:]:
+            process.kill()
+            await process.wait()
+
+
+def test_a_look_for_strays_is_cheap() -> None:
+    """One look at all processes costs little: it is made at most four times a second, beside the server."""
+    begun = time.process_time()
+    for _ in range(5):
+        end_strays({b"TRAILBOSS_TOKEN=nobody"})
+    each = (time.process_time() - begun) / 5
+    count = sum(name.isdigit() for name in os.listdir("/proc"))
+    print(f"{each * 1000:.1f} ms for {count} processes")
+    assert each < 0.001 * max(count, 50)
+
+
+def _parent(pid: int) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[1])

@@ -261,10 +261,9 @@ async def test_grandchild_holds_the_pipes(stage: Stage, own_session: str, keeps:
     assert "exit code 1" in str(outcome)
     assert time.monotonic() - begun < 1.5
     await stage.whole(pool)
-    # One in a session of its own outlives the worker, not the supervisor (the guard's test shows that).
-    for pid in [pid for pid in _sleepers(stage) if own_session == "1"]:
-        os.kill(pid, signal.SIGKILL)
-    await until(lambda: not _sleepers(stage))
+    await until(
+        lambda: not _sleepers(stage), 5, "the child, also in a session of its own, ends with its worker"
+    )
 
 
 def _sleepers(stage: Stage) -> list[int]:
