@@ -271,6 +271,22 @@ async def test_a_pool_that_is_killed_at_once_refuses_nothing(stage: Stage) -> No
     assert pool.quarantine.entries(stage.reactor.now) == []
 
 
+async def test_a_retry_is_judged_by_the_death_before_it(stage: Stage) -> None:
+    """Who tries again at once, when he hears of the death that was one too many, is refused."""
+    pool = await stage.pool(num_workers=2, quarantine=QuarantineConfig(deaths=1))
+    kinds: list[type] = []
+
+    def on_outcome(outcome: object) -> None:
+        kinds.append(type(outcome))
+        if len(kinds) == 1:
+            pool.submit(b"die", b"3", 4, on_outcome, "GET /poison")
+
+    pool.submit(b"die", b"3", 4, on_outcome, "GET /poison")
+    await until(lambda: len(kinds) == 2)
+    assert kinds == [WorkerDied, Quarantined]
+    await stage.whole(pool)
+
+
 async def test_what_waits_is_refused_with_the_rest(stage: Stage) -> None:
     """A queue full of it must not kill one worker after the other once it is known."""
     pool = await stage.pool(num_workers=1, quarantine=QuarantineConfig(deaths=2))
