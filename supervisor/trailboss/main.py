@@ -2,8 +2,9 @@
 
 Signals become events here and nowhere else. The first SIGTERM, SIGINT, SIGQUIT, SIGABRT asks for the graceful stop. The
 second takes all grace away: the walk back is made at once, and a process that has not ended two seconds later is ended
-where it stands; its guard then kills what is left of it. SIGUSR2 starts the upgrade to a new program. SIGHUP replaces the workers of all pools; in a terminal it says
-that the terminal has gone, and stops the server, unless it was ignored when we were started (nohup).
+where it stands; its guard then kills what is left of it. SIGUSR2 starts the upgrade to a new program. SIGHUP replaces
+the workers of all pools; in a terminal it says that the terminal has gone, and stops the server, unless it was ignored
+when we were started (nohup).
 
 Exit codes: 0 after a graceful stop, 1 when the start failed, the stop was forced, or a pool with `on_exhausted: exit` had
 no worker left. A wrong configuration (2) never gets this far.

@@ -261,14 +261,6 @@ def test_started_by_flags_alone_as_octane_does(tmp_path: Path) -> None:
     assert all({"level", "ts", "logger", "msg"} <= set(record) for record in records)
 
 
-def test_restart_signal_does_not_end_the_server(server: Server) -> None:
-    """SIGUSR2 is answered with a log line, not with a death."""
-    server.process.send_signal(signal.SIGUSR2)
-    server.wait_record("restart signal ignored")
-    assert server.command("state").returncode == 0
-    assert server.stop(signal.SIGINT) == 0
-
-
 def test_a_full_log_pipe_never_holds_up_serving(folder: Path) -> None:
     """Nobody reads standard output: calls are answered, jobs run, and the stop is clean."""
     config = (folder / ".rr.yaml").read_text().replace("output: [server.log]", "output: [stdout]")
