@@ -31,7 +31,7 @@ PLANS = ("mid-init", "storm", "power", "memory", "all")
 
 
 class Span(click.ParamType[float]):
-    """A time: 45, 45s, 2m."""
+    """A time: 40, 40s, 2m."""
 
     name = "time"
 
@@ -59,7 +59,7 @@ class Span(click.ParamType[float]):
     "--seed", type=click.IntRange(0), metavar="N", help="Do the same again; else one is drawn and said."
 )
 @click.option(
-    "--for", "seconds", type=Span(), default=45.0, show_default="45s", help="How long faults go on."
+    "--for", "seconds", type=Span(), default=40.0, show_default="40s", help="How long faults go on."
 )
 @click.option("--path", "paths", multiple=True, metavar="PATH", help="GET this; may be repeated. Else /.")
 @click.option(
@@ -104,7 +104,7 @@ def command(
     """Run this configuration in a private instance, kill and freeze its workers under load, and judge what clients saw.
 
     \b
-      trailboss chaos -c .rr.yaml                              45 seconds of everything
+      trailboss chaos -c .rr.yaml                              40 seconds of everything
       trailboss chaos -c .rr.yaml --plan mid-init --for 5m     workers that die in their start
       trailboss chaos -c .rr.yaml --path /health --path "/products?page=1" --job send-mail
 
