@@ -63,6 +63,7 @@ class StatusPlugin(Plugin):
         self._services: Services | None = None
         self._address = ""
         self._page: _Page | None = None
+        self._handover = Handover()
 
     @property
     def address(self) -> str:
@@ -85,7 +86,7 @@ class StatusPlugin(Plugin):
             await stopping.wait()
             return
         _, host, port = parse_address(self._config.address)
-        handover = services.find(Handover) or Handover()
+        handover = self._handover = services.find(Handover) or self._handover
         inherited = handover.claim("status", self._config.address)
         sock = (
             bind_status(host, port, f"status.address: {self._config.address}")
@@ -185,6 +186,8 @@ class StatusPlugin(Plugin):
         return self._rows_answer(found)
 
     def _ready(self, names: Sequence[str]) -> HttpAnswer:
+        if self._handover.given_up:
+            return _json(200, [])  # asked just before the successor took over, which is as ready as we were
         if self._is_stopping():
             return HttpAnswer(self._unavailable_code, b"service is shutting down", TEXT)
         found = rows(names, Check.READY, self._plugins(), self._pools(), self._unavailable_code)
