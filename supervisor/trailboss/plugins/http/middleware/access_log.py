@@ -226,7 +226,10 @@ _Write = Callable[[Request, int, int, int], None]
 class _LoggedResponder(ResponderWrapper):
     """Counts one answer."""
 
-    __slots__ = ("_bodiless", "_on_gone", "_read_bytes", "_request", "_sent_bytes", "_status", "_write")
+    __slots__ = ("_bodiless", "_read_bytes", "_request", "_sent_bytes", "_status", "_write", "on_gone")
+
+    #: Told by this object; what the inner one calls is `_gone`.
+    on_gone: Callable[[], None] | None
 
     def __init__(self, inner: Responder, request: Request, write: _Write) -> None:
         self.inner = inner
@@ -237,22 +240,13 @@ class _LoggedResponder(ResponderWrapper):
         self._status = 0
         self._sent_bytes = 0
         self._bodiless = request.method == "HEAD"
-        self._on_gone: Callable[[], None] | None = None
+        self.on_gone = None
         inner.on_gone = self._gone
-
-    @property
-    def on_gone(self) -> Callable[[], None] | None:
-        """Called when the client has gone before the end."""
-        return self._on_gone
-
-    @on_gone.setter
-    def on_gone(self, callback: Callable[[], None] | None) -> None:
-        self._on_gone = callback
 
     def _gone(self) -> None:
         self._log(self._status or CLIENT_GONE, self._sent_bytes)
-        if self._on_gone is not None:
-            self._on_gone()
+        if self.on_gone is not None:
+            self.on_gone()
 
     def _log(self, status: int, sent_bytes: int) -> None:
         write, self._write = self._write, None
