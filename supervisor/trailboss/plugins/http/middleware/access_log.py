@@ -21,6 +21,7 @@ from json.encoder import encode_basestring_ascii as _quote
 from typing import Final
 
 from trailboss.config.schema import HttpConfig
+from trailboss.plugins.http.connection import failure
 from trailboss.plugins.http.contract import MiddlewareServices, ResponderWrapper
 from trailboss.plugins.http.message import Handler, HeaderList, Request, Responder
 
@@ -285,7 +286,8 @@ class _LoggedResponder(ResponderWrapper):
     def fail(self, status: int, reason: str, *, retry_after: int | None = None, close: bool = False) -> None:
         """Send the answer of the server itself, then log; a broken answer keeps the status it began with."""
         self.inner.fail(status, reason, retry_after=retry_after, close=close)
-        self._log(self._status or status, self._sent_bytes)
+        whole = not self._status and not self._bodiless
+        self._log(self._status or status, len(failure(reason)[1]) if whole else self._sent_bytes)
 
     def abort(self) -> None:
         """Cut the connection, then log what was sent."""
