@@ -105,10 +105,24 @@ def _run(config: Config, banner: str, debug: bool, build: Callable[[LogSystem], 
     except (PluginFailed, ValueError) as error:  # plugins that cannot be loaded, or not live together
         raise StartError(str(error)) from error
     _calm_collector()
+    # In force whenever trio does not listen: a stop asked for just before it does is done then, and one that comes when the
+    # server has stopped is no reason to die of it.
+    for number in STOP_SIGNALS:
+        signal.signal(number, _note_signal)
     try:
         return trio.run(_live, assembly, logs, banner)
     finally:
         logs.flush(LAST_LINES_SECONDS)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # the interpreter takes its own handlers away before it has ended
+
+
+#: Stop signals that came while trio did not listen.
+_noted: list[int] = []
+
+
+def _note_signal(number: int, _frame: object) -> None:
+    _noted.append(number)
 
 
 def _calm_collector() -> None:
@@ -206,6 +220,9 @@ async def _follow_signals(
         numbers.append(signal.SIGHUP)
     with trio.open_signal_receiver(*numbers) as signals:
         task_status.started()
+        if _noted:
+            log.info("stop signal received", signal=signal.Signals(_noted[0]).name)
+            stop.set()
         async for number in signals:
             name = signal.Signals(number).name
             if number == signal.SIGUSR2:

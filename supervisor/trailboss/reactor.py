@@ -305,6 +305,11 @@ class Reactor:
         for fd, event in events:
             # An earlier object of this batch may have unregistered (and even closed) this descriptor.
             try:
+                if event == _IN:  # nearly always
+                    reader = readers.get(fd)
+                    if reader is not None:
+                        reader()
+                    continue
                 if event & _OUT:
                     writer = self._writers.get(fd)
                     if writer is not None:

@@ -342,3 +342,19 @@ def test_how_long_the_version_takes(record_property: pytest.RecordProperty) -> N
     record_property("version_seconds", round(took, 4))
     print(f"trailboss --version took {took * 1000:.0f} ms")
     assert done.stdout.startswith(b"trailboss version ")
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_a_storm_of_stop_signals_is_a_stop(folder: Path, round_: int) -> None:
+    """SIGTERM every other millisecond, to the very end of the process: it never dies of one."""
+    server = Server(folder)
+    try:
+        server.wait_banner()
+        deadline = time.monotonic() + 60
+        while server.process.poll() is None:
+            assert time.monotonic() < deadline
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.002 + 0.001 * round_)
+        assert server.process.returncode in (0, 1)
+    finally:
+        server.close()

@@ -282,6 +282,7 @@ def test_a_flood_costs_its_own_connection(
 ) -> None:
     """Four who flood, over and over, beside one who asks: the one is served in time, memory stays, the four are cut off."""
     before = site.server.rss()
+    floods = site.server.state()["floods"]
     stop = threading.Event()
     codes: list[int] = []
 
@@ -319,6 +320,8 @@ def test_a_flood_costs_its_own_connection(
     assert slowest < 1.0 * PATIENCE
     assert site.server.rss() - before < 32 * MEGABYTE
     site.settled()
+    if flood is not huge_frame:
+        assert site.server.state()["floods"] > floods
     assert len(site.server.records("an HTTP/2 client asked too much and was cut off")) <= 3
 
 

@@ -130,12 +130,15 @@ def test_the_working_directory(serve_jobs):
     ],
 )
 def test_a_handler_that_cannot_be_imported(serve_jobs, target, text):
-    """One traceback on standard error, exit code 1, not a byte on the relay."""
+    """What failed and where in the application, once, on standard error, exit code 1, not a byte on the relay."""
     worker = serve_jobs(target, shake_hands=False)
     assert worker.exit_code() == 1
     assert worker.rest() == b""
     assert worker.stderr().count(text) == 1
-    assert worker.stderr().count("Traceback") == 1
+    assert worker.stderr().count(f"trailboss-worker: cannot load the handler {target}:") == 1
+    in_the_application = target.startswith("broken")
+    assert worker.stderr().count("Traceback") == in_the_application
+    assert ("broken_import.py" in worker.stderr()) == in_the_application
 
 
 def test_a_folder_that_does_not_exist(serve_command):

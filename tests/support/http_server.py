@@ -298,21 +298,30 @@ def take_answer(received: bytes, *, to_head: bool = False) -> tuple[Reply | None
     if to_head:
         return Reply(int(code), headers, b""), rest
     if headers.get("transfer-encoding") == "chunked":
-        body = b""
-        while True:
-            size, separator, rest = rest.partition(b"\r\n")
-            if not separator or len(rest) < int(size, 16) + 2:
-                return None, received
-            count = int(size, 16)
-            body += rest[:count]
-            assert rest[count : count + 2] == b"\r\n"
-            rest = rest[count + 2 :]
-            if not count:
-                return Reply(int(code), headers, body), rest
+        return _take_chunks(int(code), headers, received, len(head) + 4)
     length = int(headers["content-length"]) if "content-length" in headers else 0
     if len(rest) < length:
         return None, received
     return Reply(int(code), headers, rest[:length]), rest[length:]
+
+
+def _take_chunks(
+    code: int, headers: dict[str, str], received: bytes, position: int
+) -> tuple[Reply | None, bytes]:
+    """The chunks from `position` on; as `take_answer`."""
+    parts = []
+    while True:
+        end = received.find(b"\r\n", position)
+        if end < 0:
+            return None, received
+        count = int(received[position:end], 16)
+        position = end + 2 + count + 2
+        if len(received) < position:
+            return None, received
+        assert received[position - 2 : position] == b"\r\n"
+        if not count:
+            return Reply(code, headers, b"".join(parts)), received[position:]
+        parts.append(received[end + 2 : position - 2])
 
 
 def request(target: str = "/", method: str = "GET", body: bytes = b"", *headers: str) -> bytes:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Union
 
+from trailboss_worker.application import print_failure
 from trailboss_worker.cli import JobsOptions
 from trailboss_worker.protocol.errors import ProtocolError
 from trailboss_worker.sdk.consumer import Consumer, Task
@@ -37,8 +38,8 @@ def run_jobs(options: JobsOptions) -> int:
         handler = load_handler(options.target, options.directory)
         runner = options.runner or ("asyncio" if is_async(handler) else None)
         loop = _import_loop(runner) if runner else None
-    except Exception:
-        _print_traceback()
+    except Exception as error:
+        print_failure(f"trailboss-worker: cannot load the handler {options.target}:", error)
         return 1
     with Worker(relay, handle_signals=loop is None) as worker:
         consumer = Consumer(worker)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from trailboss.cli.options import global_flags, settings_of
 from trailboss.cli.output import json_flag, print_json
+
+if TYPE_CHECKING:
+    from trailboss.config import Config, Problem
 
 __all__ = ["command"]
 
@@ -19,7 +24,7 @@ def command(context: click.Context, as_json: bool) -> None:
 
     Exit code 2 when the file is wrong, 1 when a start is likely to fail, 0 otherwise.
     """
-    from trailboss.config import Config, ConfigError, Problem
+    from trailboss.config import ConfigError
     from trailboss.config.check import check
 
     settings = settings_of(context)
@@ -28,7 +33,7 @@ def command(context: click.Context, as_json: bool) -> None:
     findings: list[Problem] = []
     try:
         config = settings.load()
-        findings = check(config)
+        findings = [*check(config), *middleware_findings(config)]
     except ConfigError as error:
         problems = error.problems
     notes = config.notes if config is not None else ()
@@ -48,6 +53,16 @@ def command(context: click.Context, as_json: bool) -> None:
         if config is not None and not findings and not settings.silent:
             click.echo(f"{config.source.path}: fine")
     context.exit(2 if problems else 1 if findings else 0)
+
+
+def middleware_findings(config: Config) -> list[Problem]:
+    """Return what is wrong with the names of `http.middleware`, which only the web server knows."""
+    if config.http is None or not config.http.middleware:
+        return []
+    from trailboss.plugins.http.middleware.chain import wrong_names
+
+    names = wrong_names(config.http.middleware)
+    return [config.source.problem("http.middleware", what, remedy) for what, remedy in names]
 
 
 def as_dict(problem: object) -> dict[str, object]:

@@ -127,7 +127,7 @@ def require_watchfiles() -> None:
         importlib.import_module("watchfiles")
     except ImportError as error:
         raise CommandFailed(
-            "--reload needs the package watchfiles, which is not installed: pip install 'trailboss[reload]'"
+            "--reload needs the package watchfiles, which is not installed: pip install watchfiles, where Trailboss is installed"
         ) from error
 
 

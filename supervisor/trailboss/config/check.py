@@ -122,6 +122,23 @@ def _http(config: Config) -> Iterator[Problem]:
                 yield from _listener(config, key, f"unix://{host}" if scheme == "unix" else address)
     if ssl is not None:
         yield from _ssl(config, ssl)
+    http = config.http
+    if "static" in http.middleware and http.static is not None:
+        yield from _folder(config, "http.static.dir", http.static.dir)
+    if "sendfile" in http.middleware:
+        yield from _folder(config, "http.sendfile.root", http.sendfile.root)
+    yield from _folder(config, "http.uploads.dir", http.uploads.dir, os.R_OK | os.W_OK | os.X_OK)
+
+
+def _folder(config: Config, name: str, path: str, mode: int = os.R_OK | os.X_OK) -> Iterator[Problem]:
+    if not path:
+        return
+    path = os.path.normpath(os.path.join(config.source.working_directory, path))
+    if not os.path.isdir(path):
+        yield config.source.problem(name, f"there is no folder {path}", "create it, or correct the path")
+    elif not os.access(path, mode):
+        what = "writable" if mode & os.W_OK else "readable"
+        yield config.source.problem(name, f"the folder {path} is not {what}", "change its owner or mode")
 
 
 def _ssl(config: Config, ssl: HttpSslConfig) -> Iterator[Problem]:

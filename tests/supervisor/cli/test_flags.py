@@ -128,3 +128,12 @@ def test_the_client_side_imports_nothing_of_the_server() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_check_knows_the_names_of_middleware(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What a start would refuse is a finding, with its line."""
+    text = 'version: "3"\nserver: {command: sh}\nhttp:\n  address: 127.0.0.1:0\n  middleware: [gziip]\n'
+    (tmp_path / ".rr.yaml").write_text(text)
+    code, _, err = outcome(capsys, "-w", str(tmp_path), "check")
+    assert code == 1
+    assert ".rr.yaml:5: http.middleware: there is no middleware gziip; write one of gzip, headers" in err

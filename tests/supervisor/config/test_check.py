@@ -89,6 +89,18 @@ def test_a_sound_configuration_has_no_findings(folder: Folder) -> None:
             "jobs.pool.supervisor.exec_ttl: longer than the whole life of a worker, ttl 10s",
         ),
         (GOOD + "jobs: {retry_backoff: 2m}\n", "jobs.retry_backoff: longer than retry_backoff_max"),
+        (
+            GOOD + "http: {address: '127.0.0.1:0', uploads: {dir: none}}\n",
+            "http.uploads.dir: there is no folder none",
+        ),
+        (
+            GOOD + "http: {address: '127.0.0.1:0', middleware: [static], static: {dir: plain}}\n",
+            "http.static.dir: there is no folder plain",
+        ),
+        (
+            GOOD + "http: {address: '127.0.0.1:0', middleware: [sendfile], sendfile: {root: none}}\n",
+            "http.sendfile.root: there is no folder none",
+        ),
         (HEAD + "logs: {output: [none/app.log]}\n", "logs.output: there is no folder none"),
         (
             HEAD + "logs: {channels: {jobs: {err_output: [.]}}}\n",
@@ -138,10 +150,15 @@ def test_a_served_socket_is_found_and_a_dead_one_is_not(folder: Folder) -> None:
 
 def test_folders_that_are_not_writable_are_found(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer of access(2) decides (simulated, since root may write everywhere)."""
-    config = folder.load(HEAD + "rpc: {listen: 'unix://r.sock'}\nlogs: {output: [a.log]}\n")
-    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
+    config = folder.load(
+        HEAD
+        + "server: {command: [sh]}\nrpc: {listen: 'unix://r.sock'}\nlogs: {output: [a.log]}\n"
+        + "http: {address: '127.0.0.1:0', uploads: {dir: .}}\n"
+    )
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK and real(path, mode))
 
-    assert [problem.key for problem in check(config)] == ["rpc.listen", "logs.output"]
+    assert [problem.key for problem in check(config)] == ["rpc.listen", "http.uploads.dir", "logs.output"]
     assert all("is not writable" in problem.message for problem in check(config))
 
 

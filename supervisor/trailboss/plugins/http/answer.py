@@ -207,7 +207,7 @@ def _headers_of(context: bytes, flags: int) -> tuple[int, Mapping[str, object]]:
     except MessageError as error:
         raise BadAnswer(str(error)) from None
     if type(status) is not int or not 100 <= status <= 599:
-        raise BadAnswer(f"unknown status code from worker: {str(status)[:40]}")
+        raise BadAnswer(f"unknown status code from worker: {repr(status)[:40]}")
     if not isinstance(headers, dict):
         if headers is not None and headers != []:
             raise BadAnswer("its headers are no object")

@@ -154,6 +154,9 @@ class Answer:
             if self.request.method == "HEAD":
                 body = b""
         self.started = self.finished = True
+        self.on_gone = self.on_ready = (
+            None  # they refer to whoever refers to this; without a cycle memory is free at once
+        )
         if len(body) <= JOINED_BODY_BYTES:
             connection.send(b"".join((start, front.date_line, lines, last, body)))
         else:
@@ -281,6 +284,7 @@ class Answer:
                 self._bad_answer(error)
                 return
         self.finished = True
+        self.on_gone = self.on_ready = None
         held, self._held_head = self._held_head, b""
         if held or tail:
             self._connection.send(held + tail)

@@ -148,6 +148,8 @@ def read_head(
             elif value.lower() != b"trailers":
                 raise Malformed("TE other than trailers")
         headers.append((name, value))
+    if ended and length:  # whoever believed it would wait for the body
+        raise Malformed("a body was announced, and there is none")
     if cookies:
         headers.append((b"cookie", cookies[0] if len(cookies) == 1 else b"; ".join(cookies)))
     if size > limits.head_bytes:

@@ -104,6 +104,7 @@ class Stream:
             self._bad_answer(error)
             return
         self.started = self.finished = True
+        self.on_gone = self.on_ready = None  # without a cycle memory is free at once
         if bodyless or not body or self.request.method == "HEAD":
             connection.send_head(self, fields, end=True)
         else:
@@ -196,6 +197,7 @@ class Stream:
                 self._bad_answer(error)
                 return
         self.finished = self.all_said = True
+        self.on_gone = self.on_ready = None  # without a cycle memory is free at once
         if self._bodyless:
             self._connection.send_head(self, self._held_head, end=True)
         else:

@@ -8,6 +8,7 @@ kept connections send just then; afterwards a request is answered 503, and the e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -255,8 +256,16 @@ class HttpPlugin(Plugin):
         sources = services.find(MetricSources)
         if sources is not None:
             sources.add(lambda: http_families(front))
+        folder = exchange.upload_rules.folder.parent
         try:
-            await trio.to_thread.run_sync(sweep, exchange.upload_rules.folder.parent, self._owner)
+            if not await trio.to_thread.run_sync(_is_usable, folder):
+                log.warning(
+                    "uploads and long bodies cannot be kept: there is no folder that can be written to",
+                    key="http.uploads.dir",
+                    folder=folder,
+                    remedy="create it, or correct the path",
+                )
+            await trio.to_thread.run_sync(sweep, folder, self._owner)
             task_status.started()
             await self._until(stopping)
         finally:
@@ -465,3 +474,8 @@ class HttpPlugin(Plugin):
 def _port(address: str) -> int:
     """Return the port of a bound address; that of https for a unix socket, which has something in front."""
     return 443 if address.startswith("unix:") else int(address.rpartition(":")[2])
+
+
+def _is_usable(folder: str) -> bool:
+    """Whether files can be kept there; it may be created later."""
+    return os.path.isdir(folder) and os.access(folder, os.R_OK | os.W_OK | os.X_OK)

@@ -109,17 +109,24 @@ class TlsChannel:
         """Whether `take` has something."""
         return self._outgoing.pending > 0
 
+    @property
+    def output_size(self) -> int:
+        """How many bytes `take` has."""
+        return self._outgoing.pending
+
 
 class TlsSocket:
     """A connected, non-blocking socket whose handshake is complete; see the module's text for what it promises."""
 
-    __slots__ = ("_channel", "_owed", "_reactor", "_said_farewell", "_sock", "_unsent")
+    __slots__ = ("_channel", "_owed", "_reactor", "_said_farewell", "_sock", "_unasked", "_unsent")
 
     def __init__(self, sock: socket.socket, channel: TlsChannel, reactor: Reactor) -> None:
         self._sock = sock
         self._channel = channel
         self._reactor = reactor
         self._unsent: memoryview | bytes = b""
+        #: How much of that TLS has to say on its own account; the rest is part of an answer, which may be slow.
+        self._unasked = 0
         #: 1 where the first byte that is offered next is encrypted already.
         self._owed = 0
         self._said_farewell = False
@@ -161,11 +168,12 @@ class TlsSocket:
             content = channel.decrypt(data)
         finally:
             if channel.has_output:  # an alert, the answer to a key update
+                self._unasked += channel.output_size
                 self._flush()
+        if self._unasked > UNASKED_BYTES_MAX:
+            raise ConnectionAbortedError("the client takes nothing of what it makes TLS say")
         if content or channel.ended:
             return content
-        if len(self._unsent) > UNASKED_BYTES_MAX:
-            raise ConnectionAbortedError("the client takes nothing of what it makes TLS say")
         raise BlockingIOError
 
     # --- out ----------------------------------------------------------------------------------------------------------
@@ -251,6 +259,7 @@ class TlsSocket:
                 break
             unsent = memoryview(unsent)[sent:]
         self._unsent = b""
+        self._unasked = 0
         return True
 
     # --- the end ------------------------------------------------------------------------------------------------------

@@ -45,7 +45,8 @@ class UploadRules:
 
     def forbids(self, name: str) -> bool:
         """Whether a file of this name is refused; forbid wins over allow, and an empty allow allows all."""
-        extension = os.path.splitext(name)[1].lower()
+        # All that follows the last dot, as in RoadRunner; for `.htaccess` and `.php` that is the whole name.
+        extension = name[name.rfind(".") :].lower() if "." in name else ""
         return extension in self._forbid or bool(self._allow and extension not in self._allow)
 
 

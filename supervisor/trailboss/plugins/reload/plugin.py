@@ -30,9 +30,7 @@ __all__ = ["MISSING_TEXT", "ReloadPlugin"]
 
 log = logger("reload")
 
-MISSING_TEXT: Final = (
-    "reloading needs the package watchfiles, which is not installed: pip install 'trailboss[reload]'"
-)
+MISSING_TEXT: Final = "reloading needs the package watchfiles, which is not installed: pip install watchfiles, where Trailboss is installed"
 #: Between two looks at what the kernel has said, and how long changes that go on are collected.
 STEP_MILLISECONDS: Final = 100
 GATHER_MILLISECONDS: Final = 1000

@@ -208,6 +208,12 @@ def test_trailers_of_a_stream() -> None:
         parse_trailers(in_json(200, {"X-Sum": ["a\r\nb"]}), JSON, names, known)
 
 
+def test_a_status_that_is_text_is_shown_as_such() -> None:
+    """What is wrong with it could not be seen otherwise."""
+    with pytest.raises(BadAnswer, match="unknown status code from worker: '200'"):
+        parse_head(b'{"status":"200"}', JSON)
+
+
 def test_length_has_to_agree() -> None:
     """A whole body has the length that was announced, if one was."""
     check_length(AnswerHead(200, (), 5), 5)

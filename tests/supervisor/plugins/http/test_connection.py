@@ -897,3 +897,26 @@ def test_counts(make_bench: MakeBench) -> None:
     assert bench.front.in_flight == 0
     client.send(b"x\r\n\r\n")
     assert bench.front.counters.refusals == 1
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda responder: responder.respond(200, [], b"x"),
+        lambda responder: (responder.head(200, []), responder.end()),
+        lambda responder: responder.fail(500, "x"),
+    ],
+    ids=["respond", "end", "fail"],
+)
+def test_an_ended_answer_lets_go_of_its_callbacks(
+    make_bench: MakeBench, end: Callable[[Responder], object]
+) -> None:
+    """Whoever waits for its end usually refers to it; a cycle would keep request and answer until the next collection."""
+    later = Later()
+    bench = make_bench(later)
+    bench.connect().send(GET)
+    _, responder = later.held[0]
+    assert responder.on_gone is not None
+    end(responder)
+    assert responder.on_gone is None
+    assert responder.on_ready is None

@@ -47,7 +47,8 @@ def pseudo(**changes: bytes | None) -> Fields:
         (get(method=b"PROPFIND"), 0),
         (get(b"/", (b"te", b"trailers"), (b"expect", b"100-continue")), 0),
         (get(b"/", (b"host", b"A")), 0),
-        (get(b"/", (b"content-length", b"1000")), 0),
+        (get(b"/", (b"content-length", b"0")), 0),
+        (get(b"/", (b"content-length", b"1000")), "malformed"),  # it ends with its head
         (pseudo(scheme=b"https"), 0),
         (pseudo(authority=b"[::1]:80"), 0),
         ([*pseudo(authority=None), (b"host", b"a:80")], 0),

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import structlog
 import trio
 
 from trailboss.assembly import assemble
 from trailboss.config.load import LoadRequest, load
-from trailboss.config.schema import HttpConfig, HttpLimitsConfig, LogsConfig, PoolConfig
+from trailboss.config.schema import HttpConfig, HttpLimitsConfig, LogsConfig, PoolConfig, UploadsConfig
 from trailboss.container.contract import Layer, PluginFailed, Services
 from trailboss.plugins.http.contract import LineSink
 from trailboss.plugins.http.plugin import HttpPlugin
@@ -152,6 +153,16 @@ async def test_a_wrong_middleware_fails_the_start() -> None:
     with pytest.raises(PluginFailed, match="there is no middleware nonsense"):
         await plugin.run(services, trio.Event())
     reactor.close()
+
+
+async def test_a_folder_for_uploads_that_is_not_there(tmp_path: Path) -> None:
+    """The start goes on, since nobody may upload anything, and one warning names the key."""
+    folder = str(tmp_path / "none")
+    with structlog.testing.capture_logs() as records:
+        async with staged(make_config(uploads=UploadsConfig(dir=folder))):
+            pass
+    warnings = [record for record in records if record.get("key") == "http.uploads.dir"]
+    assert [(record["log_level"], record["folder"]) for record in warnings] == [("warning", folder)]
 
 
 async def test_a_request_under_way_is_finished_by_the_drain() -> None:

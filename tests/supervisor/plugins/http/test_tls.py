@@ -296,6 +296,68 @@ def test_what_is_received(line: Line) -> None:
     assert line.near.recv(65536) == b""
 
 
+def test_a_part_of_a_record_while_an_answer_waits(line: Line) -> None:
+    """A client that is slow to take its answer may send its next request in pieces; nothing is cut for that."""
+    content = os.urandom(1_000_000)
+    rest = memoryview(content)
+    with pytest.raises(BlockingIOError):
+        while True:
+            rest = rest[line.near.send(rest) :]
+    line.far.tls.write(b"next")
+    said = line.far.say()
+    line.sock.send(said[:10])
+    with pytest.raises(BlockingIOError):
+        line.near.recv(65536)
+    line.sock.send(said[10:])
+    assert line.near.recv(65536) == b"next"
+    while rest:
+        line.receive()
+        try:
+            rest = rest[line.near.send(rest) :]
+        except BlockingIOError:
+            pass
+    while len(line.far.content) < len(content):
+        line.receive()
+    assert line.far.content == content
+
+
+class Talkative:
+    """A channel of which every record makes TLS say something, as requests to change the key do."""
+
+    ended = False
+    has_input = False
+    has_output = True
+    output_size = 1000
+
+    def decrypt(self, _data: bytes) -> bytes:
+        """Return a little content."""
+        return b"x"
+
+    def take(self) -> bytes:
+        """Return what TLS says."""
+        return b"-" * self.output_size
+
+
+def test_a_client_that_makes_tls_talk_and_does_not_listen(line: Line) -> None:
+    """What TLS says on its own account is bounded, also where content comes in between; taking it makes room again."""
+    ours, client = socket.socketpair()
+    ours.setblocking(False)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    near = TlsSocket(ours, cast(TlsChannel, Talkative()), line.bench.reactor)
+    taken = 0
+    for _ in range(500):
+        client.send(b"?")
+        assert near.recv(65536) == b"x"
+        taken += len(client.recv(1 << 20))
+    assert taken > 400_000
+    with pytest.raises(ConnectionAbortedError):
+        for _ in range(500):
+            client.send(b"?")
+            assert near.recv(65536) == b"x"
+    ours.close()
+    client.close()
+
+
 def test_a_damaged_record_is_an_error_with_an_alert(line: Line) -> None:
     """The caller gets an OSError, the client an alert."""
     line.far.tls.write(b"secret")

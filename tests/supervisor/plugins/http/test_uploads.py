@@ -99,6 +99,10 @@ def test_no_files(tmp_path: Path) -> None:
         ("a.jpg", (".jpg",), (".jpg",), FORBIDDEN),
         ("a", (), (".jpg",), FORBIDDEN),
         ("a", (".php",), (), OK),
+        (".htaccess", (".htaccess",), (), FORBIDDEN),
+        (".php", (".php",), (), FORBIDDEN),
+        ("...PHP", (".php",), (), FORBIDDEN),
+        ("a.", (".php",), (), OK),
     ],
 )
 def test_extensions(

@@ -63,7 +63,7 @@ async def test_without_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     """Where watchfiles is missing the start fails with the command that installs it."""
     monkeypatch.setitem(sys.modules, "watchfiles._rust_notify", None)
     plugin = ReloadPlugin(ReloadConfig(paths=(str(tmp_path),)))
-    with trio.fail_after(5), pytest.raises(PluginFailed, match="pip install 'trailboss") as caught:
+    with trio.fail_after(5), pytest.raises(PluginFailed, match="pip install watchfiles") as caught:
         await plugin.run(Services(), trio.Event())
     assert caught.value.reason == MISSING_TEXT
 

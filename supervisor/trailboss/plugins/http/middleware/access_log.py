@@ -21,6 +21,7 @@ from json.encoder import encode_basestring_ascii as _quote
 from typing import Final
 
 from trailboss.config.schema import HttpConfig
+from trailboss.plugins.http.connection import failure
 from trailboss.plugins.http.contract import MiddlewareServices, ResponderWrapper
 from trailboss.plugins.http.message import Handler, HeaderList, Request, Responder
 
@@ -226,7 +227,10 @@ _Write = Callable[[Request, int, int, int], None]
 class _LoggedResponder(ResponderWrapper):
     """Counts one answer."""
 
-    __slots__ = ("_bodiless", "_on_gone", "_read_bytes", "_request", "_sent_bytes", "_status", "_write")
+    __slots__ = ("_bodiless", "_read_bytes", "_request", "_sent_bytes", "_status", "_write", "on_gone")
+
+    #: Told by this object; what the inner one calls is `_gone`.
+    on_gone: Callable[[], None] | None
 
     def __init__(self, inner: Responder, request: Request, write: _Write) -> None:
         self.inner = inner
@@ -237,22 +241,13 @@ class _LoggedResponder(ResponderWrapper):
         self._status = 0
         self._sent_bytes = 0
         self._bodiless = request.method == "HEAD"
-        self._on_gone: Callable[[], None] | None = None
+        self.on_gone = None
         inner.on_gone = self._gone
-
-    @property
-    def on_gone(self) -> Callable[[], None] | None:
-        """Called when the client has gone before the end."""
-        return self._on_gone
-
-    @on_gone.setter
-    def on_gone(self, callback: Callable[[], None] | None) -> None:
-        self._on_gone = callback
 
     def _gone(self) -> None:
         self._log(self._status or CLIENT_GONE, self._sent_bytes)
-        if self._on_gone is not None:
-            self._on_gone()
+        if self.on_gone is not None:
+            self.on_gone()
 
     def _log(self, status: int, sent_bytes: int) -> None:
         write, self._write = self._write, None
@@ -291,7 +286,8 @@ class _LoggedResponder(ResponderWrapper):
     def fail(self, status: int, reason: str, *, retry_after: int | None = None, close: bool = False) -> None:
         """Send the answer of the server itself, then log; a broken answer keeps the status it began with."""
         self.inner.fail(status, reason, retry_after=retry_after, close=close)
-        self._log(self._status or status, self._sent_bytes)
+        whole = not self._status and not self._bodiless
+        self._log(self._status or status, len(failure(reason)[1]) if whole else self._sent_bytes)
 
     def abort(self) -> None:
         """Cut the connection, then log what was sent."""

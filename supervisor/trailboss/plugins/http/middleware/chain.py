@@ -33,7 +33,7 @@ from trailboss.plugins.http.middleware.request_id import make_request_id
 from trailboss.plugins.http.middleware.sendfile import make_sendfile
 from trailboss.plugins.http.middleware.static import make_static
 
-__all__ = ["BUILT_IN", "build_chain", "find_entry_points"]
+__all__ = ["BUILT_IN", "build_chain", "find_entry_points", "wrong_names"]
 
 log = logger("http")
 
@@ -59,6 +59,24 @@ _UNAVAILABLE: Final = {
 def find_entry_points() -> tuple[metadata.EntryPoint, ...]:
     """Return the middleware of all installed distributions."""
     return tuple(metadata.entry_points(group=GROUP))
+
+
+def wrong_names(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return what `build_chain` would refuse in a list of names, each with what to do about it; nothing is loaded."""
+    found: list[tuple[str, str]] = []
+    foreign = {entry_point.name for entry_point in find_entry_points()}
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            found.append((f"it names {name} twice", "remove one of them"))
+        elif name in _UNAVAILABLE and name not in foreign:
+            what, _, remedy = _UNAVAILABLE[name].partition("; ")
+            found.append((f"{name} {what}", remedy))
+        elif name not in BUILT_IN and name not in foreign:
+            known = ", ".join(sorted({*BUILT_IN, *foreign}))
+            found.append((f"there is no middleware {name}", f"write one of {known}"))
+        seen.add(name)
+    return found
 
 
 def build_chain(

@@ -178,6 +178,15 @@ def test_every_end_is_logged_once() -> None:
     client.leave()
     bench.responder.end()
     assert [fields["status"] for _, fields in bench.records] == [503, 200, 206, 499, 200]
+    assert [fields["write_bytes"] for _, fields in bench.records] == [len("queue full\n"), 4, 0, 0, 0]
+
+
+def test_an_answer_of_the_server_to_head_has_no_body() -> None:
+    """Its reason is in the headers alone."""
+    bench = bench_for()
+    bench.begin(make_request(method="HEAD"))
+    bench.responder.fail(503, "queue full")
+    assert bench.records[0][1]["write_bytes"] == 0
 
 
 HOSTILE = [

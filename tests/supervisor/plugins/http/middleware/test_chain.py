@@ -12,7 +12,7 @@ import pytest
 from trailboss.config.schema import HttpConfig
 from trailboss.plugins.http.contract import GROUP, MiddlewareError, MiddlewareServices, ResponderWrapper
 from trailboss.plugins.http.message import Handler, HeaderList, Middleware, Request, Responder
-from trailboss.plugins.http.middleware.chain import BUILT_IN, build_chain
+from trailboss.plugins.http.middleware.chain import BUILT_IN, build_chain, wrong_names
 from trailboss.testing.check_http_middleware import MiddlewareBench, make_request
 
 MODULE = "trailboss_test_middleware"
@@ -71,6 +71,27 @@ def test_the_last_of_the_list_sees_the_request_first(module: types.ModuleType) -
     client = bench.exchange(make_request())
     assert bench.requests[0].attributes == {"marks": ["c", "b", "a"]}
     assert client.body == b"pageabc"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (sorted(BUILT_IN), []),
+        (["gzip", "gzip"], ["it names gzip twice; remove one of them"]),
+        (
+            ["cache"],
+            [
+                "cache is not available in this version of Trailboss; remove it and cache in a proxy in front",
+            ],
+        ),
+        (["nothing"], ["there is no middleware nothing; write one of "]),
+    ],
+)
+def test_wrong_names_are_found_without_building(names: list[str], expected: list[str]) -> None:
+    """`trailboss check` says what a start would refuse."""
+    found = ["; ".join(pair) for pair in wrong_names(names)]
+    assert len(found) == len(expected)
+    assert all(text.startswith(begin) for text, begin in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(
