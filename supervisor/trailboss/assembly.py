@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from trailboss.activation import PassedSockets
 from trailboss.config.rules import pools
 from trailboss.config.schema import Config
 from trailboss.container.contract import Plugin, Services
@@ -21,7 +22,6 @@ from trailboss.handover import Handover
 from trailboss.metrics import MetricSources
 from trailboss.plugins.app.plugin import AppPlugin
 from trailboss.plugins.core.plugin import CorePlugin
-from trailboss.plugins.http.activation import PassedSockets
 from trailboss.plugins.informer.plugin import InformerPlugin
 from trailboss.plugins.jobs.plugin import JobsPlugin
 from trailboss.plugins.logs import LogsPlugin, LogSystem

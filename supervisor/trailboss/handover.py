@@ -22,8 +22,8 @@ from typing import Final
 
 import trio
 
+from trailboss.activation import PassedSockets
 from trailboss.log import logger
-from trailboss.plugins.http.activation import PassedSockets
 
 __all__ = ["VARIABLE", "Handover", "Offer", "Passed", "take_handover"]
 

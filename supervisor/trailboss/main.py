@@ -26,6 +26,7 @@ from typing import NoReturn
 
 import trio
 
+from trailboss.activation import take_passed_sockets
 from trailboss.assembly import Assembly, assemble
 from trailboss.cli.live import show_start
 from trailboss.config.schema import Config
@@ -33,7 +34,6 @@ from trailboss.container.contract import PluginFailed
 from trailboss.container.startup import StartFailed
 from trailboss.handover import take_handover
 from trailboss.log import logger
-from trailboss.plugins.http.activation import take_passed_sockets
 from trailboss.plugins.logs import LogSystem, LogTargetError, install
 from trailboss.reaping import reap_orphans
 from trailboss.upgrading import Origin, UpgradeFailed, Upgrader
@@ -114,7 +114,9 @@ def _run(config: Config, banner: str, debug: bool, build: Callable[[LogSystem], 
     finally:
         logs.flush(LAST_LINES_SECONDS)
         for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # the interpreter takes its own handlers away before it has ended
+            signal.signal(
+                number, signal.SIG_IGN
+            )  # the interpreter takes its own handlers away before it has ended
 
 
 #: Stop signals that came while trio did not listen.

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from trailboss.activation import VARIABLES as ACTIVATION_VARIABLES
 from trailboss.config.rules import pools
 from trailboss.container.lifecycle import WholePhase
 from trailboss.handover import VARIABLE, Handover
 from trailboss.log import logger
-from trailboss.plugins.http.activation import VARIABLES as ACTIVATION_VARIABLES
+from trailboss.systemd import send_notification
 
 if TYPE_CHECKING:
     from trailboss.config.schema import Config
@@ -266,8 +267,6 @@ class Upgrader:
     def _tell_systemd(self, text: str) -> None:
         address = os.environ.get("NOTIFY_SOCKET", "")
         if address:
-            from trailboss.plugins.systemd.plugin import send_notification
-
             try:
                 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
                     send_notification(notify, address, text)

@@ -42,7 +42,10 @@ needs_php = [
 ]
 SDKS = [pytest.param(PHP_WORKER, id="php", marks=needs_php), pytest.param(PYTHON_WORKER, id="python")]
 #: Methods that change the pool themselves: they have a storm of their own.
-POOL_METHODS = ("resetter.Reset", "informer.AddWorker", "informer.RemoveWorker")
+POOL_METHODS = (
+    *("resetter.Reset", "informer.AddWorker", "informer.RemoveWorker"),
+    *("trailboss.Reload", "trailboss.Upgrade"),
+)
 WORKERS = 4
 
 

@@ -525,7 +525,8 @@ async def test_under_fire(stage: Stage, tmp_path: Path, chaos: random.Random) ->
 
         async def upload() -> None:
             reply = await site.ask(chaos.choice(["/echo", "/die"]), "POST", *multipart(b"x" * 5000))
-            assert reply.status in (200, 502)
+            # /die with the same body again and again is quarantined.
+            assert reply.status in (200, 502, 503)
             outcomes[str(reply.status)] += 1
 
         async def kill() -> None:

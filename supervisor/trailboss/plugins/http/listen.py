@@ -16,10 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from trailboss.activation import PassedSockets
 from trailboss.config.values import parse_http_address
 from trailboss.handover import Handover, Offer, Passed, remove_file
 from trailboss.log import logger
-from trailboss.plugins.http.activation import PassedSockets
 from trailboss.plugins.http.connection import Connection
 from trailboss.plugins.http.front import Front
 from trailboss.socket_file import AddressError, explain_unix, remove_stale

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from trailboss.activation import PassedSockets
 from trailboss.certificates import LOOK_SECONDS, CertificateError, Certificates, utc_day
 from trailboss.config.changes import is_under
 from trailboss.config.schema import Config, HttpConfig
@@ -23,7 +24,6 @@ from trailboss.container.inspect import HttpFigures, HttpInspector
 from trailboss.handover import Handover
 from trailboss.log import logger
 from trailboss.metrics import MetricSources
-from trailboss.plugins.http.activation import PassedSockets
 from trailboss.plugins.http.contract import LineSink, MiddlewareError, MiddlewareServices
 from trailboss.plugins.http.exchange import Exchange
 from trailboss.plugins.http.front import Front

@@ -19,9 +19,10 @@ from trailboss.handover import Handover
 from trailboss.log import logger
 from trailboss.plugins.systemd.notifications import Notifications, Snapshot, watchdog_interval_seconds
 from trailboss.reactor import Reactor
+from trailboss.systemd import send_notification
 from trailboss.workers.watchdog import Watchdog
 
-__all__ = ["SystemdPlugin", "send_notification"]
+__all__ = ["SystemdPlugin"]
 
 log = logger("systemd")
 
@@ -118,11 +119,6 @@ class SystemdPlugin(Plugin):
             if not self._failed:
                 log.warning("systemd cannot be notified", socket=self._address, error=error.strerror)
             self._failed = f"cannot send to {self._address}: {error.strerror}"
-
-
-def send_notification(notify: socket.socket, address: str, text: str) -> None:
-    """Send one datagram to systemd's socket `address`. Raises OSError."""
-    notify.sendto(text.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
 
 
 def snapshot(state: ServerState, broken: Sequence[str] = ()) -> Snapshot:

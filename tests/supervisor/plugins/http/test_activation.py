@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from front_bench import MakeBench
 
-from trailboss.plugins.http import activation
-from trailboss.plugins.http.activation import PassedSockets, take_passed_sockets
+from trailboss import activation
+from trailboss.activation import PassedSockets, take_passed_sockets
 from trailboss.plugins.http.listen import AddressError, Listener, bind_all
 
 
@@ -129,7 +129,7 @@ def test_variables_that_are_not_for_us(environ: dict[str, str], excuse: str) -> 
 
 LOOK = """
 import json, os, sys
-from trailboss.plugins.http.activation import take_passed_sockets
+from trailboss.activation import take_passed_sockets
 os.environ["LISTEN_PID"] = str(os.getpid())
 found = take_passed_sockets(os.environ)
 print(json.dumps([found.found, [os.get_inheritable(fd) for _, fd in found.found], sorted(k for k in os.environ if k[:6] == "LISTEN")]))
