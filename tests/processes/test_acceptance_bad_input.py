@@ -19,6 +19,7 @@ import msgpack
 import pytest
 import trio
 from live_server import (
+    ENDING,
     PATIENCE,
     TESTS,
     Client,
@@ -172,7 +173,8 @@ async def run_mutations(tmp_path: Path, chaos: random.Random, count: int) -> Non
             methods = [
                 row
                 for row in await server.call("trailboss.Methods")
-                if row["name"] not in ("resetter.Reset", "informer.AddWorker", "jobs.Destroy")
+                if row["name"]
+                not in ("resetter.Reset", "informer.AddWorker", "jobs.Destroy", "trailboss.Reload", *ENDING)
             ]
             results = {"answers": 0, "closed": 0, "broken frame": 0}
             limit = trio.CapacityLimiter(16)

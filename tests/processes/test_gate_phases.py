@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import trio
 from live_server import (
+    ENDING,
     PATIENCE,
     TESTS,
     CallFailed,
@@ -113,6 +114,8 @@ def expected(phase: str, row: Mapping[str, Any]) -> str:
     """How the answer has to begin; "" means a result."""
     name, access = row["name"], row["access"]
     needs_pool = name in ("resetter.Reset", "informer.AddWorker", "informer.RemoveWorker", "recorder.Pool")
+    if name == "trailboss.Authenticate":
+        return "authentication failed: "
     if access == "always":
         return ""
     if phase == "gate":
@@ -127,6 +130,10 @@ def expected(phase: str, row: Mapping[str, Any]) -> str:
         return "cannot answer"
     if name == "faulty.Hang":
         return "deadline exceeded: faulty.Hang has not ended within 0.3s"
+    if name in ENDING:
+        return "the server is "
+    if name == "trailboss.LiftQuarantine":
+        return "nothing in quarantine has the fingerprint"
     if name == "jobs.Destroy":
         return "no such pipeline"
     return ""
@@ -147,6 +154,8 @@ async def test_every_method_in_every_phase(phase: str, tmp_path: Path, chaos: ra
     with trio.fail_after(60 * PATIENCE):
         async with held(phase, tmp_path) as (server, methods):
             await kill_in_hello(server, tmp_path / "plan", chaos)
+            if phase == "ready":  # there it ends the server
+                methods = [row for row in methods if row["name"] not in ENDING]
             chaos.shuffle(methods)
             answers: dict[str, tuple[str, float]] = {}
 
