@@ -1,8 +1,10 @@
-"""What holds for every test: Hypothesis draws the same examples in continuous integration, new ones everywhere else."""
+"""What holds for every test: Hypothesis draws the same examples in continuous integration, new ones everywhere else; and
+programs that tests start do not inherit that SIGHUP is ignored, as it is under nohup."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import settings
 
@@ -10,3 +12,8 @@ from hypothesis import settings
 settings.register_profile("ci", derandomize=True, print_blob=True)
 settings.register_profile("here", print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    # A handler, unlike SIG_IGN, is not passed on: what is executed begins with the default.
+    signal.signal(signal.SIGHUP, lambda _number, _frame: None)

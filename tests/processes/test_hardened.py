@@ -7,11 +7,14 @@ out here. PHP's pcre.jit, which needs memory that is written and executed, is tr
 from __future__ import annotations
 
 import http.client
+import os
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,11 +116,14 @@ def test_it_serves_reloads_and_stops(confined: Confined, request: pytest.Fixture
     for _ in range(50):
         assert confined.get("/")[0] == 200
     assert confined.process.stderr is not None
-    said = ""
+    said, deadline = "", time.monotonic() + 60
     while "reload done" not in said:
-        line = confined.process.stderr.readline().decode()
-        assert line, said
-        said += line
+        assert select.select([confined.process.stderr], [], [], max(0.0, deadline - time.monotonic()))[0], (
+            said
+        )
+        part = os.read(confined.process.stderr.fileno(), 65536).decode()
+        assert part, said
+        said += part
     confined.process.send_signal(signal.SIGTERM)
     assert confined.process.wait(60) == 0
     said += confined.process.stderr.read().decode()
