@@ -315,7 +315,7 @@ class CanaryConfig:
 
 @dataclass(frozen=True, slots=True)
 class QuarantineConfig:
-    """`<plugin>.pool.quarantine`: executions that kill one worker after the other are refused for a while."""
+    """`<plugin>.pool.quarantine`: requests that kill one worker after the other are refused for a while (jobs: max_attempts)."""
 
     deaths: int = key(3, "Deaths of different workers over the same execution; 0: off.", minimum=0)
     within: Duration = key(60.0, "Deaths further apart than this do not add up.")

@@ -373,7 +373,7 @@ class Pool:
         """Owner task: `worker` has died, over `exec_` (from `began` to `ended`) if that is not None."""
         if self._watch is not None:
             self._watch.died(worker.generation)
-        if exec_ is None or cause in _NOT_ITS_FAULT:
+        if exec_ is None or cause in _NOT_ITS_FAULT or not self.spec.quarantines:
             return
         before = bool(self._suspects)
         entry = self.quarantine.died(ended, exec_.label, self.payload_of(exec_), cause, began=began)

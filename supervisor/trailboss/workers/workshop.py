@@ -56,6 +56,8 @@ class PoolSpec:
     warmup_request: Callable[[str], tuple[bytes, bytes, int]] | None = None
     #: Says what is wrong with an answer that is none of the worker's errors and a failure all the same; "" if nothing.
     is_failure: Callable[[Answer], str] | None = None
+    #: What kills its workers is quarantined. Not where whoever gives out executions counts their attempts himself.
+    quarantines: bool = True
     #: Says, from context and flags, what tells two executions with the same label and body apart. None: nothing does.
     distinction: Callable[[bytes, int], bytes] | None = None
     #: Its workers are Trailboss's own and can be handed a body that lies in a file as that file.

@@ -80,7 +80,7 @@ class JobsPlugin(Plugin):
         """The pool of the jobs' workers."""
         from trailboss.workers.pool import PoolSpec
 
-        return (PoolSpec("jobs", "jobs", self._config.pool),)
+        return (PoolSpec("jobs", "jobs", self._config.pool, quarantines=False),)
 
     def attach_pool(self, pool: JobsPool) -> None:
         """Receive the pool; jobs are handed to it from `open` on."""
