@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.lowlevel
 
+from trailboss.config.schema import QuarantineConfig
 from trailboss.workers.outcome import Answer, ExecFailed, Outcome, PoolClosed, PoolDegraded, WorkerDied
 from trailboss.workers.pool import Pool, PoolPhase, ResetFailed
 from trailboss.workers.sampling import resident_bytes
@@ -633,7 +634,7 @@ async def test_kills_under_load(stage: Stage, kills: int) -> None:
 
 async def test_kills_during_the_boot(stage: Stage) -> None:
     """A worker killed at any point of its boot is tried again until the pool is whole."""
-    pool = await stage.pool(num_workers=2)
+    pool = await stage.pool(num_workers=2, quarantine=QuarantineConfig(deaths=0))
     for number in range(30):
         target = pool.workers()[0].pid
         known = {worker.pid for worker in pool.workers()}
