@@ -49,7 +49,7 @@ def test_a_whole_life(serve_command, relay):
 def test_the_worker_is_silent_until_spoken_to(serve_program):
     """Nothing is written before the server's first frame."""
     worker = serve_program("worker.py")
-    worker.wait_stderr("made")
+    worker.wait_stderr("\nmade")
     assert worker.is_silent(0.1)
     assert worker.shake_hands() == worker.process.pid
 
@@ -257,7 +257,7 @@ def test_a_signal_wakes_an_idle_worker(serve_program, relay, number):
 def test_a_signal_before_the_handshake(serve_program):
     """A worker that has not been spoken to yet leaves as well."""
     worker = serve_program("worker.py")
-    worker.wait_stderr("made")
+    worker.wait_stderr("\nmade")
     worker.signal(signal.SIGTERM)
     assert worker.exit_code() == 0
     assert worker.rest() == b""
