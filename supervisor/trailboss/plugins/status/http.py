@@ -19,6 +19,7 @@ import httptools
 
 from trailboss.log import logger
 from trailboss.reactor import Reactor
+from trailboss.small_http import bind_port
 
 __all__ = ["Audience", "HttpAnswer", "HttpConnection", "HttpListener", "HttpRequest", "bind_status"]
 
@@ -83,37 +84,10 @@ _TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)
 
 def bind_status(host: str, port: int, what: str) -> socket.socket:
     """Return a listening socket. Raises OSError with a text that names the key (`what`), the value and a remedy."""
-    family = socket.AF_INET6 if ":" in host or not host else socket.AF_INET
     try:
-        return _listening(family, host or "::", port)
+        return bind_port(host, port)
     except OSError as error:
-        if not host and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):  # no IPv6 on this machine
-            return _listening(socket.AF_INET, "0.0.0.0", port)
-        raise OSError(error.errno, f"{what}: {_remedy(error)}") from error
-
-
-def _listening(family: int, host: str, port: int) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6 and host == "::":
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind((host, port))
-        sock.listen(CONNECTIONS_MAX)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _remedy(error: OSError) -> str:
-    if isinstance(error, socket.gaierror):
-        return "the host is not known; write an IP address"
-    return {
-        errno.EADDRINUSE: "the port is in use; stop the program that has it or choose another port",
-        errno.EACCES: "no permission to use this port; choose one above 1023",
-        errno.EADDRNOTAVAIL: "this machine does not have that address; change the host",
-    }.get(error.errno or 0, f"{error.strerror or error}; change the address")
+        raise OSError(error.errno, f"{what}: {error.strerror}") from error
 
 
 class HttpListener:
