@@ -21,10 +21,11 @@ __all__ = ["FirstStart", "Pace", "RestartBudget", "RestartPolicy", "SlotHistory"
 
 
 class Pace(NamedTuple):
-    """A token bucket: replacements that may happen at once, and how many more come each second."""
+    """A token bucket: replacements that may happen at once, how many more come each second, and the longest wait."""
 
     burst: float
     refill_per_second: float
+    wait_seconds_max: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +40,17 @@ class RestartPolicy:
     jitter: float = 0.2
     #: Staying ready for so long proves a worker that has had nothing to do.
     proof_seconds: float = 5.0
+    #: No slot waits longer for the pool's budget, whatever has died before: with the boot that follows it is up again
+    #: within 30 s. It does not quicken a crash loop: every slot once in 24 s is 2.5 a minute and worker, the pace below.
+    wait_seconds_max: float = 24.0
 
     def boots(self, num_workers: int) -> Pace:
         """Pace of replacements of workers that died unproved with nothing to do."""
-        return Pace(float(max(4, num_workers)), max(10.0, 2.5 * num_workers) / 60.0)
+        return Pace(float(max(4, num_workers)), max(10.0, 2.5 * num_workers) / 60.0, self.wait_seconds_max)
 
     def execs(self, num_workers: int) -> Pace:
         """Pace of replacements of workers that died of the first thing they were given."""
-        return Pace(max(20.0, 5.0 * num_workers), max(1.0, 0.5 * num_workers))
+        return Pace(max(20.0, 5.0 * num_workers), max(1.0, 0.5 * num_workers), self.wait_seconds_max)
 
     def proved(self, executions: int, ready_seconds: float) -> bool:
         """Whether a worker with this record counts as one that worked."""
@@ -87,10 +91,11 @@ class RestartBudget:
     def take(self, now: float) -> float:
         """Take a token for one replacement; returns the seconds to wait first (0 when one is there).
 
-        The token is taken in either case, so callers queue up behind each other in order of asking.
+        The token is taken in either case, so callers queue up behind each other in order of asking; but the debt has
+        a bound, or workers killed by the dozen from outside would keep the last slots empty for minutes.
         """
         self._refill(now)
-        self._tokens -= 1.0
+        self._tokens = max(self._tokens - 1.0, -self.pace.refill_per_second * self.pace.wait_seconds_max)
         if self._tokens >= 0.0:
             return 0.0
         return -self._tokens / self.pace.refill_per_second

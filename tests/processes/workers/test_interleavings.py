@@ -49,11 +49,11 @@ class Hasty(RestartPolicy):
 
     def boots(self, num_workers: int) -> Pace:
         """As many as there may be."""
-        return Pace(1000.0, 1000.0)
+        return Pace(1000.0, 1000.0, 1.0)
 
     def execs(self, num_workers: int) -> Pace:
         """As many as there may be."""
-        return Pace(1000.0, 1000.0)
+        return Pace(1000.0, 1000.0, 1.0)
 
 
 @dataclass

@@ -83,6 +83,17 @@ def test_budget_refills_and_forgets() -> None:
     assert budget.take(10_000.0) > 0
 
 
+@pytest.mark.parametrize("workers", [1, 3, 50])
+def test_debt_of_the_budget_has_a_bound(workers: int) -> None:
+    """However many have died unproved, the last slot waits less than the 30 s in which a healed pool is to be whole."""
+    budget = RestartBudget(POLICY.boots(workers))
+    waits = [budget.take(100.0) for _ in range(1000)]
+    assert waits == sorted(waits)
+    assert max(waits) == pytest.approx(POLICY.wait_seconds_max)
+    # Paid off at the pace of the refill, and no later.
+    assert budget.take(100.0 + POLICY.wait_seconds_max + 60.0 / 10.0) == 0.0
+
+
 def test_what_proves_a_worker() -> None:
     """One finished exec, or staying ready for long enough."""
     assert POLICY.proved(1, 0.0)
