@@ -69,6 +69,8 @@ log = logger("server")
 READ_SIZE = 65536
 #: A pipe that has been too small once gets this size, so that a large frame is one write there and one read here.
 WIDE_PIPE_SIZE = 1 << 18
+#: Read at once from such a pipe. Above 128 KiB the memory for each read would be mapped anew, 8 µs even for small answers.
+WIDE_READ_SIZE = 120 * 1024
 #: The kernel lets one user have 64 MiB in pipes before it gives him only the smallest; all wide ones here, together.
 WIDE_PIPES_BYTES_MAX = 1 << 24
 #: Checked answer headers and built request headers that are remembered; both are cleared when full.
@@ -461,7 +463,7 @@ class Lane:
             return
         self._widened.append(fd)
         if fd == self.read_fd:
-            self._read_size = WIDE_PIPE_SIZE
+            self._read_size = WIDE_READ_SIZE
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
