@@ -11,6 +11,7 @@ that nobody takes half an answer for a whole one. `close()` is called in every c
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
@@ -325,8 +326,18 @@ class FileWrapper:
             yield data
 
 
+#: The beginning of a context as Trailboss writes it: who asks, how, and where. It is the same for all requests of a client.
+_BEGINNING = re.compile(
+    rb'\{"remoteAddr":"([^"\\]*)","protocol":"([^"\\]*)","method":"([^"\\]*)","uri":"(\w+://[^"\\/?*]*)/'
+)
+
+
 class EnvironBuilder:
-    """Makes the environ of each request from its context."""
+    """Makes the environ of each request from its context.
+
+    What the beginning of a context says is remembered as a half-made environ, so that of most requests only the rest is
+    read. A context of another form, or of another server, is read as a whole; both ways give the same.
+    """
 
     def __init__(self, root_path: str = "", errors: Any = None) -> None:
         self._root = root_path.rstrip("/")
@@ -341,34 +352,33 @@ class EnvironBuilder:
             "SERVER_SOFTWARE": "Trailboss",
             "SCRIPT_NAME": self._root,
         }
-        self._templates: dict[str, Environ] = {}
+        self._templates: dict[bytes, Environ] = {}
         self._keys: dict[str, str] = {"Content-Type": "CONTENT_TYPE", "Content-Length": "", "Proxy": ""}
 
     def build(self, context: bytes, body: Body, flags: int) -> Environ:
         """The environ of one request. Raises MessageError, LookupError or TypeError for a context that is none."""
-        value = decode_context(context, flags)
         # Texts of an ASCII context without escapes are ASCII, which is what nearly all are: nothing to convert.
-        plain = context.isascii() and b"\\u" not in context and not flags & PROTO
-        uri: str = value["uri"]
-        if not plain:
-            uri = _latin1(uri)
-        start = uri.find("/", uri.find("://") + 3)
-        origin = uri[:start] if start > 0 else uri
-        template = self._templates.get(origin)
+        plain = not flags & PROTO and context.isascii() and b"\\u" not in context
+        cut = context.find(b"/", context.find(b"://") + 3) if plain else 0
+        template = self._templates.get(context[:cut]) or self._make_template(context[:cut])
         if template is None:
-            template = self._make_template(origin)
-        environ = template.copy()
-        if start > 0:
-            target = uri[start:]
-            path = target.partition("?")[0]
+            value = decode_context(context, flags)
+            uri: str = value["uri"] if plain else _latin1(value["uri"])
+            start = uri.find("/", uri.find("://") + 3)
+            environ = self._environ_of(value, uri[:start] if start > 0 else uri)
+            if start > 0:
+                target = uri[start:]
+                path = target.partition("?")[0]
+            else:
+                target = path = split_uri(uri)[2]
         else:
-            target = path = split_uri(uri)[2]
-        environ["REQUEST_METHOD"] = value["method"]
+            value = decode_context(b'{"uri":"' + context[cut:], flags)
+            environ = template.copy()
+            target = value["uri"]
+            path = target.partition("?")[0]
         environ["REQUEST_URI"] = target
         environ["PATH_INFO"] = path if "%" not in path else unquote(path)
         environ["QUERY_STRING"] = value["rawQuery"] if plain else _latin1(value["rawQuery"])
-        environ["SERVER_PROTOCOL"] = value["protocol"]
-        environ["REMOTE_ADDR"] = value["remoteAddr"]
         environ["wsgi.input"] = BytesIO(body) if type(body) is bytes else body
         headers = value["headers"] or {}
         keys = self._keys
@@ -396,19 +406,31 @@ class EnvironBuilder:
         if path == self._root or path.startswith(self._root + "/"):
             environ["PATH_INFO"] = path[len(self._root) :]
 
-    def _make_template(self, origin: str) -> Environ:
+    def _environ_of(self, value: dict[str, Any], origin: str) -> Environ:
+        """The half of an environ that the beginning of a context decides."""
         scheme, authority, _ = split_uri(origin)
         host, port = split_authority(authority, scheme)
-        template: Environ = {
+        return {
             **self._common,
             "wsgi.url_scheme": scheme,
             "HTTP_HOST": authority,
             "SERVER_NAME": host,
             "SERVER_PORT": port,
+            "REQUEST_METHOD": value["method"],
+            "SERVER_PROTOCOL": value["protocol"],
+            "REMOTE_ADDR": value["remoteAddr"],
         }
+
+    def _make_template(self, beginning: bytes) -> Environ | None:
+        """What is to be remembered of a context that begins like this; None where it has to be read as a whole."""
+        match = _BEGINNING.fullmatch(beginning + b"/")
+        if match is None:
+            return None
+        address, protocol, method, origin = (group.decode("ascii") for group in match.groups())
+        template = self._environ_of({"method": method, "protocol": protocol, "remoteAddr": address}, origin)
         if len(self._templates) >= REMEMBERED_MAX:  # clients choose the Host
             self._templates.clear()
-        self._templates[origin] = template
+        self._templates[beginning] = template
         return template
 
     def _make_key(self, name: str) -> str:

@@ -67,6 +67,12 @@ __all__ = [
 log = logger("server")
 
 READ_SIZE = 65536
+#: A pipe that has been too small once gets this size, so that a large frame is one write there and one read here.
+WIDE_PIPE_SIZE = 1 << 18
+#: Read at once from such a pipe. Above 128 KiB the memory for each read would be mapped anew, 8 µs even for small answers.
+WIDE_READ_SIZE = 120 * 1024
+#: The kernel lets one user have 64 MiB in pipes before it gives him only the smallest; all wide ones here, together.
+WIDE_PIPES_BYTES_MAX = 1 << 24
 #: Checked answer headers and built request headers that are remembered; both are cleared when full.
 HEADER_CACHE_MAX = 4096
 #: Headers of longer payloads are not remembered; a body in a file is longer than that.
@@ -127,6 +133,31 @@ class Breach:
         self.excerpt = excerpt
         #: The likely cause, for people.
         self.hint = hint
+
+
+class _WidePipes:
+    """How many pipes of this process have been made wider; the kernel counts them against the user."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def widen(self, fd: int) -> bool:
+        """Give the pipe `fd` WIDE_PIPE_SIZE, or leave it as it is (no pipe, no right, too many already) and say False."""
+        if (self.count + 1) * WIDE_PIPE_SIZE > WIDE_PIPES_BYTES_MAX:
+            return False
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, WIDE_PIPE_SIZE)
+        except OSError:
+            return False
+        self.count += 1
+        return True
+
+    def give_back(self, count: int) -> None:
+        """So many of them are about to be closed."""
+        self.count -= count
+
+
+_wide_pipes = _WidePipes()
 
 
 class FileBody:
@@ -305,9 +336,11 @@ class Lane:
         "_pending",
         "_pool",
         "_reactor",
+        "_read_size",
         "_slow_told",
         "_stray_since",
         "_tail",
+        "_widened",
         "asked_to_stop",
         "closed",
         "current",
@@ -358,6 +391,9 @@ class Lane:
         self._file: FileBody | None = None
         self._file_position = 0
         self._tail = b""
+        self._read_size = READ_SIZE
+        #: Pipes of it that were made wider.
+        self._widened: list[int] = []
         #: Where the worker takes open files, and how many it has been handed. Whether the exec under way was one.
         self._files = files
         self._file_number = 0
@@ -418,6 +454,16 @@ class Lane:
             self._reactor.unregister(self.read_fd)
             if self.write_fd != self.read_fd:
                 self._reactor.unregister(self.write_fd)
+            _wide_pipes.give_back(len(self._widened))
+            self._widened.clear()
+
+    def _widen(self, fd: int) -> None:
+        """The pipe `fd` was too small for a frame: make it wider, once, where the kernel and the others leave room."""
+        if self.read_fd == self.write_fd or fd in self._widened or not _wide_pipes.widen(fd):
+            return
+        self._widened.append(fd)
+        if fd == self.read_fd:
+            self._read_size = WIDE_READ_SIZE
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -453,6 +499,7 @@ class Lane:
         if sent < len(frame):
             self._pending = memoryview(frame)[sent:]
             self._reactor.want_write(self.write_fd, True)
+            self._widen(self.write_fd)
         if self.limit:
             self.deadline = now + self.exec_ttl
             if self._expiry is None:
@@ -478,6 +525,7 @@ class Lane:
             self._break(Breach("closed its pipes", f"cannot write to the worker: {error.strerror}"))
             return False
         if not self._handed_over:
+            self._widen(self.write_fd)
             self._file = body
             self._file_position = 0
             self._reactor.want_write(self.write_fd, True)
@@ -593,7 +641,7 @@ class Lane:
     def on_readable(self) -> None:
         """Read once and act on what is complete. Called by the reactor."""
         try:
-            data = os.read(self.read_fd, READ_SIZE)
+            data = os.read(self.read_fd, self._read_size)
         except BlockingIOError:
             return
         except OSError as error:
@@ -615,6 +663,8 @@ class Lane:
         elif exec_ is None:
             self._spoke_unasked(data)
         else:
+            if len(data) == READ_SIZE:
+                self._widen(self.read_fd)
             self._decoder.feed(data)
             if exec_.paused:
                 self._clean = False  # for `resume_stream`

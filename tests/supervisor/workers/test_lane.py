@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from trailboss.figures import Histogram
 from trailboss.reactor import Reactor
+from trailboss.workers import lane as lane_module
 from trailboss.workers.lane import Breach, Exec, Lane, LaneOwner, request_header
 from trailboss.workers.outcome import Answer, ExecTimeout, Outcome, SoftError, WorkerDied
 from trailboss_worker.protocol.frames import CONTROL, ERROR, FrameDecoder, encode_frame
@@ -329,3 +331,117 @@ def test_request_header_refuses_what_a_frame_cannot_hold() -> None:
     """Beyond 2^32-1 bytes there is no frame."""
     with pytest.raises(OverflowError):
         request_header(0, 0, 1 << 32)
+
+
+class PipeScene:
+    """A lane over two pipes, as workers have them by default."""
+
+    def __init__(self) -> None:
+        self.reactor = Reactor()
+        self.request_end, write_fd = os.pipe()
+        read_fd, self.answer_end = os.pipe()
+        for fd in (write_fd, read_fd, self.answer_end, self.request_end):
+            os.set_blocking(fd, False)
+        self.pool = IdlePool()
+        self.outcomes: list[Outcome] = []
+        self.lane = Lane(
+            self.reactor,
+            self.pool,  # type: ignore[arg-type]
+            Owner(),
+            4242,
+            read_fd,
+            write_fd,
+            payload_cap=1 << 24,
+            exec_ttl=0.0,
+            executions_max=0,
+        )
+        self.lane.attach()
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes that the pipes to and from the worker hold."""
+        fds = (self.lane.write_fd, self.lane.read_fd)
+        return fcntl.fcntl(fds[0], fcntl.F_GETPIPE_SZ), fcntl.fcntl(fds[1], fcntl.F_GETPIPE_SZ)
+
+    def exchange(self, request: int, answer: int) -> tuple[int, int]:
+        """One exec with bodies of so many bytes; returns how many reads of the worker, and of the lane, it took."""
+        self.lane.start(Exec(b"c", b"q" * request, 4, self.outcomes.append, "label"))
+        reads = 0
+        wanted = 16 + 1 + request
+        while wanted:
+            wanted -= len(os.read(self.request_end, 1 << 20))
+            reads += 1
+            if wanted:
+                self.lane.on_writable()
+        frame = memoryview(answer_frame(b"r", b"a" * answer, 4))
+        ours = 0
+        while not self.outcomes:
+            if frame:
+                frame = frame[os.write(self.answer_end, frame) :]
+            self.lane.on_readable()
+            ours += 1
+        assert self.outcomes.pop() == Answer(4, b"r", b"a" * answer)
+        return reads, ours
+
+    def close(self) -> None:
+        """Release everything."""
+        self.lane.detach()
+        self.reactor.close()
+        for fd in (self.lane.read_fd, self.lane.write_fd, self.answer_end, self.request_end):
+            os.close(fd)
+
+
+@pytest.fixture
+def pipes() -> Iterator[PipeScene]:
+    """A lane over pipes; what it took of the process's budget is given back."""
+    before = lane_module._wide_pipes.count
+    scene = PipeScene()
+    yield scene
+    scene.close()
+    assert lane_module._wide_pipes.count == before
+
+
+def test_pipes_grow_with_what_goes_through_them(pipes: PipeScene) -> None:
+    """The first large frame comes in pieces and makes its pipe wider; the next one is one write and one read."""
+    assert pipes.exchange(100, 100) == (1, 1)
+    assert pipes.sizes() == (65536, 65536)
+    assert pipes.exchange(200_000, 100)[0] > 1
+    assert pipes.sizes() == (lane_module.WIDE_PIPE_SIZE, 65536)
+    assert pipes.exchange(200_000, 100_000)[0] == 1
+    assert pipes.sizes() == (lane_module.WIDE_PIPE_SIZE, lane_module.WIDE_PIPE_SIZE)
+    for _ in range(3):
+        assert pipes.exchange(200_000, 100_000) == (1, 1)
+    assert pipes.exchange(1_000_000, 1_000_000) >= (4, 4)
+    assert pipes.exchange(10, 10) == (1, 1)
+
+
+def test_wide_pipes_have_a_budget(pipes: PipeScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where others have taken the budget, or the kernel refuses, pipes stay as they are and everything goes on."""
+    monkeypatch.setattr(lane_module, "WIDE_PIPES_BYTES_MAX", 0)
+    for _ in range(2):
+        assert pipes.exchange(200_000, 200_000) > (1, 1)
+    assert pipes.sizes() == (65536, 65536)
+    monkeypatch.undo()
+
+    def refused(*_: object) -> int:
+        raise PermissionError(1, "the user has too many bytes in pipes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "fcntl", refused)
+        assert pipes.exchange(200_000, 200_000) > (1, 1)
+    assert pipes.sizes() == (65536, 65536)
+
+
+def test_budget_of_wide_pipes_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lane that goes leaves room for the next."""
+    before = lane_module._wide_pipes.count
+    monkeypatch.setattr(lane_module, "WIDE_PIPES_BYTES_MAX", (before + 2) * lane_module.WIDE_PIPE_SIZE)
+    for _ in range(3):
+        scene = PipeScene()
+        other = PipeScene()
+        scene.exchange(200_000, 200_000)
+        other.exchange(200_000, 200_000)
+        assert scene.sizes() == (lane_module.WIDE_PIPE_SIZE, lane_module.WIDE_PIPE_SIZE)
+        assert other.sizes() == (65536, 65536)
+        scene.close()
+        other.close()
+    assert lane_module._wide_pipes.count == before

@@ -157,6 +157,86 @@ async def test_tasks_get_their_turn(reactor: Reactor, pipe: tuple[int, int]) -> 
     reactor.unregister(read)
 
 
+async def test_lingering_keeps_no_task_waiting(
+    reactor: Reactor, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop waits for more in epoll only while no task can run: one that a callback has woken goes first."""
+    monkeypatch.setattr("trailboss.reactor.LINGER_SECONDS", 3.0)
+    read, write = pipe
+    woken = [trio.Event() for _ in range(3)]
+    seen: list[bytes] = []
+
+    def on_readable() -> None:
+        seen.append(os.read(read, 1))
+        woken[len(seen) - 1].set()
+
+    reactor.register(read, on_readable)
+    took = []
+    for event in woken:
+        began = time.monotonic()
+        os.write(write, b"x")
+        with trio.fail_after(10):
+            await event.wait()
+        took.append(time.monotonic() - began)
+    assert max(took) < 1.5
+    reactor.unregister(read)
+
+
+async def test_lingering_sees_what_comes_one_by_one(
+    reactor: Reactor, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While events come one after the other, the loop takes them without a turn of trio in between."""
+    monkeypatch.setattr("trailboss.reactor.LINGER_SECONDS", 0.5)
+    monkeypatch.setattr("trailboss.reactor.BATCH_SECONDS_MAX", 60.0)
+    read, write = pipe
+    slept = 0
+    done = trio.Event()
+    left = 50
+
+    class Sleeps(trio.abc.Instrument):
+        """Counts how often trio sleeps."""
+
+        def before_io_wait(self, timeout: float) -> None:
+            """It is about to."""
+            nonlocal slept
+            slept += 1
+
+    def on_readable() -> None:
+        nonlocal left
+        os.read(read, 1)
+        left -= 1
+        if left:
+            os.write(write, b"x")
+        else:
+            done.set()
+
+    reactor.register(read, on_readable)
+    trio.lowlevel.add_instrument(Sleeps())
+    os.write(write, b"x")
+    with trio.fail_after(10):
+        await done.wait()
+    assert slept <= 3
+    reactor.unregister(read)
+
+
+async def test_reactor_leaves_no_instrument_behind() -> None:
+    """What it counts tasks with goes when it ends, so nothing slows trio down afterwards."""
+    for _ in range(2):
+        reactor = Reactor()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(reactor.run)
+            counted = len(_instruments())
+            assert counted >= 1
+            nursery.cancel_scope.cancel()
+        reactor.close()
+        assert len(_instruments()) == counted - 1
+
+
+def _instruments() -> dict[object, object]:
+    """Instruments of this run."""
+    return dict(trio._core._run.GLOBAL_RUN_CONTEXT.runner.instruments["_all"])  # type: ignore[attr-defined]
+
+
 async def test_idle_reactor_does_nothing(reactor: Reactor) -> None:
     """Nothing to do: no batch, no wake-up."""
     await trio.testing.wait_all_tasks_blocked(0.02)
