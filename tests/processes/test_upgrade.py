@@ -164,6 +164,15 @@ class Service:
             check=False,
         )
 
+    def scrape(self) -> bytes:
+        """What the metrics port tells."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=10)
+        try:
+            connection.request("GET", "/metrics")
+            return connection.getresponse().read()
+        finally:
+            connection.close()
+
     def ask(self, path: str = "/") -> str:
         """One request on a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
@@ -177,7 +186,10 @@ class Service:
         """Processes of the service that are not those of `pid` and its children."""
         others = []
         for other in marked(self.mark):
-            stat = Path(f"/proc/{other}/stat").read_text().rpartition(")")[2].split()
+            try:
+                stat = Path(f"/proc/{other}/stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):  # it has just ended
+                continue
             if pid not in (other, int(stat[1])):
                 others.append(other)
         return others
@@ -423,34 +435,110 @@ def test_systemd_is_told_the_new_main_process(start: Callable[..., Service], tmp
     assert "STOPPING=1" not in received
 
 
-def test_jobs_in_memory_are_finished_by_the_old_server(start: Callable[..., Service]) -> None:
-    """What waits and what is delayed runs in the process that has accepted it; the new one takes new jobs meanwhile."""
+JOBS_WORKER = f"{sys.executable} {TESTS}/support/upgrade_jobs.py"
+JOBS = f"""
+jobs:
+  pool: {{num_workers: 1, command: "{JOBS_WORKER}"}}
+  consume: [q, held]
+  pipelines: {{q: {{driver: memory}}, held: {{driver: memory}}}}
+"""
+
+
+def jobs_done(service: Service) -> list[list[str]]:
+    """The runs that have ended: name, server, attempt."""
+    done = service.folder / "jobs-done"
+    return [line.split() for line in done.read_text().splitlines()] if done.exists() else []
+
+
+def test_what_is_in_memory_goes_to_the_new_server(start: Callable[..., Service]) -> None:
+    """Jobs that wait, are delayed, dead or in a paused or declared pipeline, and metrics; what runs ends where it has begun."""
     from trailboss_worker.sdk import RPC, Jobs
 
-    jobs = f"{sys.executable} {TESTS}/support/upgrade_jobs.py"
-    more = f'jobs: {{pool: {{num_workers: 1, command: "{jobs}"}}, consume: [q], pipelines: {{q: {{driver: memory}}}}}}'
-    service = start(more=more)
+    service = start(more=JOBS, environ={"COUNTS": "1"})
     old = service.pid
-
-    def push(name: str, delay: int) -> None:
-        with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
-            Jobs(rpc).push("q", name, b"null", delay_seconds=delay)
-
-    for name, delay in (("a", 0), ("b", 0), ("c", 0), ("late", 3)):
-        push(name, delay)
+    collector = {"type": "counter", "help": "Runs.", "labels": []}
+    with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+        jobs = Jobs(rpc)
+        rpc.call("metrics.Declare", {"name": "runs", "collector": collector})
+        rpc.call("metrics.Add", {"name": "runs", "value": 41.0})
+        jobs.push("q", "fails", b"null", id="dead one", headers={"why": ["so"]})
+        jobs.push("q", "waits", b"null")
+        eventually((service.folder / "waits-began").exists, 10, "a job that runs", service.log)
+        for name, priority in (("b", 20), ("a", 5), ("c", 20)):
+            jobs.push("q", name, b"null", priority=priority)
+        jobs.push("q", "soon", b"null", delay_seconds=2)
+        jobs.push("q", "late", b"null", delay_seconds=3600)
+        jobs.pause("held")
+        jobs.push("held", "held", b"null")
+        jobs.declare("extra", "memory", priority=3)
+        jobs.push("extra", "extra", b"null")
     assert service.trailboss("upgrade").returncode == 0
-    push("new", 0)
-    done = service.folder / "jobs-done"
-    eventually(lambda: done.exists() and len(done.read_text().splitlines()) == 5, 20, "all jobs", service.log)
-    ran = dict(line.split() for line in done.read_text().splitlines())
-    assert {name: parent == str(old) for name, parent in ran.items()} == {
-        "a": True,
-        "b": True,
-        "c": True,
-        "late": True,
-        "new": False,
-    }
+    with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+        jobs = Jobs(rpc)
+        new = service.pid
+        # The old server has one job that runs, and everything else is here.
+        books = rpc.call("jobs.Books", True)["total"]
+        assert (books["taken_over"], books["pushed"], books["dead"]) == (8, 0, 1)
+        assert {stat.pipeline: (stat.active, stat.ready) for stat in jobs.stat() if stat.pipeline != "q"} == {
+            "held": (1, False),
+            "extra": (1, False),
+        }
+        letters = rpc.call("jobs.Dead", {})["jobs"]
+        told = ("id", "pipeline", "attempts", "headers", "reason")
+        assert [[letter[key] for key in told] for letter in letters] == [
+            ["dead one", "q", 1, {"why": ["so"]}, "nacked: on purpose"]
+        ]
+        assert b"\nruns 41" in service.scrape()
+        assert service.of_server(new) != []
+        (service.folder / "go-on").touch()
+        eventually(lambda: not service.of_server(new), 20, "the old server gone", service.log)
+        assert b"\nruns 42" in service.scrape()
+        jobs.resume("held", "extra")
+        names = {"waits", "a", "b", "c", "soon", "child", "held", "extra"}
+        eventually(lambda: len(jobs_done(service)) == len(names), 20, "all jobs", service.log)
+        books = rpc.call("jobs.Books", True)
+    ran = {name: int(server) == old for name, server, _ in jobs_done(service)}
+    assert ran == {name: name == "waits" for name in names}
+    order = [name for name, *_ in jobs_done(service)]
+    assert order.index("a") < order.index("b") < order.index("c")
+    assert books["balanced"]
+    assert (books["total"]["taken_over"], books["total"]["done"], books["total"]["delayed"]) == (9, 7, 1)
+    assert "are lost with this process" not in service.log.read_text()
+
+
+def test_a_new_server_without_jobs_leaves_them_to_the_old_one(start: Callable[..., Service]) -> None:
+    """Its configuration has no queues any more: the old server finishes what waits, and what is delayed for a moment."""
+    from trailboss_worker.sdk import RPC, Jobs
+
+    service = start(more=JOBS)
+    old = service.pid
+    with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+        for name, delay in (("a", 0), ("b", 0), ("late", 2)):
+            Jobs(rpc).push("q", name, b"null", delay_seconds=delay)
+    service.write_config(PYTHON_WORKER)
+    assert service.trailboss("upgrade").returncode == 0
+    eventually(lambda: len(jobs_done(service)) == 3, 20, "all jobs", service.log)
+    assert {int(server) for _, server, _ in jobs_done(service)} == {old}
     eventually(lambda: not service.of_server(service.pid), 20, "the old server gone")
+
+
+def test_a_new_server_that_dies_leaves_the_rest_to_the_old_one(start: Callable[..., Service]) -> None:
+    """What was handed over has died with it; what has come to the old server since is run there."""
+    from trailboss_worker.sdk import RPC, Jobs
+
+    service = start(more=JOBS)
+    old = service.pid
+    with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+        Jobs(rpc).push("q", "waits", b"null")
+        eventually((service.folder / "waits-began").exists, 10, "a job that runs", service.log)
+        Jobs(rpc).push("held", "late", b"null", delay_seconds=3600)
+    assert service.trailboss("upgrade").returncode == 0
+    os.kill(service.pid, signal.SIGKILL)
+    (service.folder / "go-on").touch()
+    eventually(lambda: len(jobs_done(service)) == 2, 20, "both jobs", service.log)
+    assert [[name, int(server)] for name, server, _ in jobs_done(service)] == [["waits", old], ["child", old]]
+    assert service.first.wait(20 * PATIENCE) == 0
+    assert "it has gone" in service.log.read_text()
 
 
 def test_process_1_refuses(start: Callable[..., Service]) -> None:
