@@ -7,11 +7,13 @@ between two starts.
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -27,6 +29,7 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS / "support"))
 
 from live_server import MARK, children_of, marked  # noqa: E402  the line above makes it findable
+from tls_files import TlsFiles, make_files  # noqa: E402
 
 PATIENCE = 2.0 if os.environ.get("CI") else 1.0
 PHP_WORKER = f"php {TESTS}/php/http_worker.php"
@@ -35,11 +38,21 @@ CONFIG = """
 version: "3"
 rpc: {{listen: "unix://{folder}/rpc.sock"}}
 server: {{command: "{command}"}}
-http: {{address: ["127.0.0.1:{port}", "unix:{folder}/web.sock"], pool: {{num_workers: 2}}}}
+http: {{address: {addresses}, {ssl} pool: {{num_workers: 2}}}}
 status: {{address: "127.0.0.1:{status}"}}
 metrics: {{address: "127.0.0.1:{metrics}"}}
 logs: {{level: info, channels: {{http: {{level: warn}}}}}}
 {more}
+"""
+#: As systemd starts a service with sockets.
+LAUNCHER = """
+import os, sys
+fds, names, command = sys.argv[1].split(","), sys.argv[2], sys.argv[3:]
+for at, fd in enumerate(fds):
+    os.dup2(int(fd), 3 + at, inheritable=True)
+    os.close(int(fd))
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(fds)), LISTEN_FDNAMES=names)
+os.execv(command[0], command)
 """
 APPLICATION = """
 import os, subprocess, time
@@ -84,9 +97,16 @@ class Service:
         more: str = "",
         environ: dict[str, str] | None = None,
         prefix: tuple[str, ...] = (),
+        tls: TlsFiles | None = None,
+        passed: dict[str, socket.socket] | None = None,
     ) -> None:
+        """`tls`: there is a port with these files, too. `passed`: sockets by name, as systemd passes them."""
         self.folder = folder
         self.port, self.status_port, self.metrics_port = free_port(), free_port(), free_port()
+        self.tls_port = free_port()
+        self.web = folder / "web.sock"
+        self.tls = tls
+        self.passed = passed or {}
         self.mark = f"upgrade-{os.getpid()}-{self.status_port}"
         self.write_config(command, more)
         (folder / "app.py").write_text(APPLICATION)
@@ -101,6 +121,11 @@ class Service:
             MARK: self.mark,
             **(environ or {}),
         }
+        fds = [sock.fileno() for sock in self.passed.values()]
+        if fds:
+            # Out of the way of the descriptors they become.
+            fds = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in fds]
+            prefix = (sys.executable, "-c", LAUNCHER, ",".join(map(str, fds)), ":".join(self.passed))
         with self.log.open("ab") as log:
             self.first = subprocess.Popen(
                 [*prefix, sys.executable, "-m", "trailboss", "serve", "-p"],
@@ -110,12 +135,23 @@ class Service:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=fds,
             )
+        for fd in fds:
+            os.close(fd)
         eventually(self.is_ready, 20, "ready")
 
     def write_config(self, command: str, more: str = "") -> None:
         """Write the configuration that the next start reads."""
+        own = f'["127.0.0.1:{self.port}", "unix:{self.folder}/web.sock"]'
+        secure, ssl_section = f'"127.0.0.1:{self.tls_port}"', ""
+        if self.passed:
+            own, secure = '["systemd:plain", "systemd:file"]', '"systemd:secure"'
+        if self.tls is not None:
+            ssl_section = f'ssl: {{address: {secure}, cert: "{self.tls.cert}", key: "{self.tls.key}"}},'
         text = CONFIG.format(
+            addresses=own,
+            ssl=ssl_section,
             folder=self.folder,
             command=command,
             more=more,
@@ -221,10 +257,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
         more: str = "",
         environ: dict[str, str] | None = None,
         prefix: tuple[str, ...] = (),
+        tls: TlsFiles | None = None,
+        passed: dict[str, socket.socket] | None = None,
     ) -> Service:
         folder = tmp_path / f"service{len(services)}"
         folder.mkdir()
-        services.append(Service(folder, command, more, environ, prefix))
+        services.append(Service(folder, command, more, environ, prefix, tls, passed))
         return services[-1]
 
     yield begin
@@ -292,7 +330,7 @@ def call_rpc(service: Service, done: threading.Event, failures: list[str]) -> No
 
 def upgrade_under_load(service: Service, times: int) -> None:
     """Upgrade again and again while clients ask; nothing may fail, and nothing may be left of those replaced."""
-    port, web = service.port, service.folder / "web.sock"
+    port, web = service.port, service.web
 
     def tcp() -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", port, timeout=20)
@@ -303,7 +341,14 @@ def upgrade_under_load(service: Service, times: int) -> None:
     def probe(number: int) -> Callable[[], http.client.HTTPConnection]:
         return lambda: http.client.HTTPConnection("127.0.0.1", number, timeout=20)
 
+    def https() -> http.client.HTTPConnection:
+        assert service.tls is not None
+        context = ssl.create_default_context(cafile=service.tls.ca)
+        return http.client.HTTPSConnection("localhost", service.tls_port, timeout=20, context=context)
+
+    secure = (True, True, False, False) if service.tls is not None else ()
     clients = [
+        *(Client(https, "/", keeps=keeps) for keeps in secure),
         *(Client(tcp, "/", keeps=keeps) for keeps in (True, True, False, False)),
         *(Client(unix, "/", keeps=keeps) for keeps in (True, False)),
         Client(probe(service.status_port), "/ready", keeps=False),
@@ -342,6 +387,31 @@ def test_upgrades_under_load_with_python(start: Callable[..., Service], times: i
 def test_upgrades_under_load_with_php(start: Callable[..., Service], times: int) -> None:
     """The same with PHP workers."""
     upgrade_under_load(start(PHP_WORKER), times)
+
+
+def test_upgrades_under_load_with_tls(start: Callable[..., Service], tmp_path: Path) -> None:
+    """A port with TLS beside the plain ones: no handshake and no request fails."""
+    upgrade_under_load(start(tls=make_files(tmp_path / "files")), 1)
+
+
+def test_upgrades_under_load_with_sockets_of_systemd(start: Callable[..., Service], tmp_path: Path) -> None:
+    """Sockets that systemd has passed to the first server (plain, TLS, unix) go to the next and to the one after it."""
+    path = tmp_path / "web.sock"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as plain,
+        socket.create_server(("127.0.0.1", 0)) as secure,
+        socket.socket(socket.AF_UNIX) as file,
+    ):
+        file.bind(str(path))
+        file.listen(128)
+        service = start(
+            tls=make_files(tmp_path / "files"), passed={"plain": plain, "secure": secure, "file": file}
+        )
+        service.port, service.tls_port = plain.getsockname()[1], secure.getsockname()[1]
+        service.web = path
+        upgrade_under_load(service, 2)
+        assert path.exists()  # systemd's file is nobody else's to remove
+        assert service.ask() == str(service.pid)
 
 
 def test_the_command_returns_when_the_new_program_is_in_charge(start: Callable[..., Service]) -> None:
