@@ -47,7 +47,7 @@ __all__ = [
 log = logger("container")
 
 #: What a parcel should have; one thing that is larger travels alone.
-PARCEL_BYTES: Final = 256 * 1024
+PARCEL_BYTES: Final = 64 * 1024
 PARCEL_BYTES_MAX: Final = 1 << 30
 #: Longest line of the channel.
 LINE_BYTES_MAX: Final = 64 * 1024
@@ -210,6 +210,11 @@ class Sender:
     def takes(self, part: str, version: int) -> bool:
         """Whether parcels of `part` can be sent."""
         return self._takes.get(part) == version
+
+    def on_the_way(self, part: str) -> int:
+        """How many items of `part` have been sent and not been answered."""
+        under_way = self._under_way
+        return under_way.parcel.items if under_way is not None and under_way.part == part else 0
 
     async def deliver(self, part: str, version: int, next_parcel: Callable[[], Parcel | None]) -> int:
         """Send parcels as long as there are any and the successor takes them; return how many items it has taken.

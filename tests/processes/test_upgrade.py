@@ -611,6 +611,37 @@ def test_a_new_server_that_dies_leaves_the_rest_to_the_old_one(start: Callable[.
     assert "it has gone" in service.log.read_text()
 
 
+@pytest.mark.long
+def test_what_comes_late_passes_through_two_upgrades(start: Callable[..., Service]) -> None:
+    """A job still runs in the first server when the second is replaced: what it pushes reaches the third."""
+    from trailboss_worker.sdk import RPC, Jobs
+
+    service = start(more=JOBS)
+    first = service.pid
+    with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+        Jobs(rpc).push("q", "waits", b"null")
+        eventually((service.folder / "waits-began").exists, 10, "a job that runs", service.log)
+        Jobs(rpc).pause("held")
+        Jobs(rpc).push("held", "held", b"null")
+    assert service.trailboss("upgrade").returncode == 0
+    second = service.pid
+    assert service.trailboss("upgrade").returncode == 0
+    third = service.pid
+    assert len({first, second, third}) == 3
+    assert second in marked(service.mark)
+    (service.folder / "go-on").touch()
+    eventually(lambda: not service.of_server(third), 20, "the old servers gone", service.log)
+    with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+        Jobs(rpc).resume("held")
+        eventually(lambda: len(jobs_done(service)) == 3, 20, "all jobs", service.log)
+        assert rpc.call("jobs.Books", True)["total"]["taken_over"] == 2
+    assert {name: int(server) for name, server, _ in jobs_done(service)} == {
+        "waits": first,
+        "child": third,
+        "held": third,
+    }
+
+
 def test_process_1_refuses(start: Callable[..., Service]) -> None:
     """Its end is the end of its container, so no other can take its place; it says so and goes on."""
     probe = ["unshare", "-pf", "--mount-proc", "true"]

@@ -180,6 +180,7 @@ async def test_a_cancelled_delivery_is_taken_up_again(pair: Pair) -> None:
     with trio.move_on_after(0.05):
         await pair.old.deliver("numbers")
     assert pair.old_box.numbers == list(range(3, 10))
+    assert pair.sender.on_the_way("numbers") == 3
     pair.new.in_charge.set()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pair.new.receive)

@@ -75,7 +75,8 @@ class JobsPlugin(Plugin):
         self.pipelines = Pipelines(host, self.dispatcher, config.dead_letter_limit, config.consume)
         self._requests = JobsRequests(self.pipelines, self.dispatcher.pump, config.timeout)
         self._settlement_failures = 0
-        self._handover = Handover()
+        #: That of the server; until `run` one without a predecessor.
+        self.handover = Handover()
         self.estate = JobsEstate(self.pipelines, host)
 
     # --- the contract ------------------------------------------------------------------------------------------------
@@ -106,8 +107,8 @@ class JobsPlugin(Plugin):
         On cancellation: drivers are cancelled too; what they keep in memory is lost, durable ones keep their promise.
         """
         self.make_pipelines()
-        self._handover = services.find(Handover) or self._handover
-        self._handover.add_estate(self.name, ESTATE_VERSION, self)
+        self.handover = services.find(Handover) or self.handover
+        self.handover.add_estate(self.name, ESTATE_VERSION, self)
         self.dispatcher.telemetry = services.find(Telemetry) or self.dispatcher.telemetry
         services.provide(JobsInspector, self)  # type: ignore[type-abstract] # the key of a service may be a Protocol
         sources = services.find(MetricSources)
@@ -134,9 +135,10 @@ class JobsPlugin(Plugin):
             # Leaving this block waits for every ack on its way to a broker; only then the connections close.
         self._settlements = None
         await self.pipelines.stop_all()
+        self.estate.closed = self.estate.closed or "the new server is leaving"
         try:
             # What the drain has given back, and what was pushed since; the workers have ended by now.
-            await self._handover.deliver(self.name)
+            await self.handover.deliver(self.name)
         finally:
             self._say_what_is_lost()
 
@@ -150,7 +152,7 @@ class JobsPlugin(Plugin):
 
         With a successor in charge that is the business of `drain`: it depends on what that takes over.
         """
-        if not self._handover.given_up:
+        if not self.handover.given_up:
             self.dispatcher.close()
             self.estate.closed = "the new server is stopping"
 
@@ -161,7 +163,7 @@ class JobsPlugin(Plugin):
         """
         try:
             # A look now and then costs nothing in a process that ends with the last job.
-            while self._handover.given_up and await self._is_something_left():  # noqa: ASYNC110
+            while self.handover.given_up and await self._is_something_left():  # noqa: ASYNC110
                 await trio.sleep(LOOK_SECONDS)
         except trio.Cancelled:
             self.dispatcher.close()
@@ -172,11 +174,11 @@ class JobsPlugin(Plugin):
 
     async def _is_something_left(self) -> bool:
         """Hand over what can be; say whether there is, or can still be, something to finish or to hand over here."""
-        if self._handover.hands_over(self.name):
-            await self._handover.deliver(self.name)
-        if self._handover.hands_over(self.name):
+        if self.handover.hands_over(self.name):
+            await self.handover.deliver(self.name)
+        if self.handover.hands_over(self.name):
             # What the server before this one still has comes here first.
-            return self.dispatcher.in_flight > 0 or not self._handover.received.is_set()
+            return self.dispatcher.in_flight > 0 or not self.handover.received.is_set()
         self.dispatcher.open()
         return self._left_in_memory() > 0
 
@@ -272,6 +274,12 @@ class JobsPlugin(Plugin):
         self.dispatcher.pump()
 
     def _say_what_is_lost(self) -> None:
+        heir = self.handover.heir
+        if heir is not None and heir.on_the_way(self.name):
+            log.warning(
+                "this server ends before the new one has answered for some jobs",
+                jobs=heir.on_the_way(self.name),
+            )
         for pipeline in self.pipelines.by_name.values():
             books = pipeline.books()
             left = books.waiting + books.delayed + books.running

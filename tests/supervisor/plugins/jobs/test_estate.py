@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import suppress
 from itertools import count
 from math import isfinite
 
 import pytest
 import structlog.testing
+import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trailboss.handover import Handover
 from trailboss.messages import jobs_pb2
-from trailboss.parcels import ParcelRefused, pack, unpack
+from trailboss.parcels import ParcelRefused, Sender, pack, unpack
 from trailboss.plugins.jobs.contract import NO_HEADERS, DeadLetter, Job, Share, encode_headers
-from trailboss.plugins.jobs.estate import pack_share, read_share
+from trailboss.plugins.jobs.estate import ESTATE_VERSION, pack_share, read_share
 from trailboss.plugins.jobs.priority_queue import PriorityQueue
 from trailboss.workers.outcome import SoftError
 
@@ -255,6 +259,42 @@ async def test_more_jobs_than_there_are_places_for(start_server: StartServer) ->
         assert (new.books.waiting, new.plugin.room.free) == (5, 0)
         with pytest.raises(Exception, match="queue is full: 5 of 3 jobs"):
             await new.push("more")
+
+
+async def test_a_replaced_server_waits_for_the_one_before_it(start_server: StartServer) -> None:
+    """What that still sends comes here first and goes on to the successor; only then this server has drained."""
+    mine, theirs = socket.socketpair()
+    with mine, theirs:
+        mine.setblocking(False)
+        theirs.setblocking(False)
+        async with start_server(num_workers=0) as middle, start_server() as last:
+            handover = middle.plugin.handover
+            handover.received = trio.Event()
+            handover.heir = Sender(mine, {"jobs": ESTATE_VERSION})
+            handover.given_up = True
+            after = Handover([], theirs)
+            after.in_charge.set()
+            after.add_estate("jobs", ESTATE_VERSION, last.plugin)
+            with trio.fail_after(10), structlog.testing.capture_logs():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(after.receive)
+                    await middle.plugin.close_intake()
+                    drained = trio.Event()
+
+                    async def drain() -> None:
+                        await middle.plugin.drain()
+                        drained.set()
+
+                    nursery.start_soon(drain)
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert not drained.is_set()
+                    await middle.push("late")
+                    handover.received.set()
+                    await drained.wait()
+                    mine.close()
+            assert (middle.books.handed_over, last.books.taken_over) == (1, 1)
+            assert last.running_ids() == ["late"]
+            handover.heir = None
 
 
 async def test_a_server_that_stops_takes_nothing(start_server: StartServer) -> None:

@@ -168,7 +168,7 @@ def test_collectors_that_make_no_sense(change: dict[str, object]) -> None:
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*ROW]), inner),
-    max_leaves=20,
+    max_leaves=8,
 )
 
 
