@@ -642,6 +642,56 @@ def test_what_comes_late_passes_through_two_upgrades(start: Callable[..., Servic
     }
 
 
+def push_jobs(service: Service, done: threading.Event, pushed: list[str], failures: list[str]) -> None:
+    """Push jobs again and again, some of them delayed, each on a new connection; notes the ids of those accepted."""
+    from trailboss_worker.sdk import RPC, Jobs
+
+    number = 0
+    while not done.is_set():
+        number += 1
+        try:
+            with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+                pushed.append(Jobs(rpc).push("q", "job", b"null", delay_seconds=number % 3))
+        except Exception as error:  # whatever it is, it is a failure
+            failures.append(f"push: {error!r}")
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.long)])
+def test_every_job_runs_once_through_upgrades(start: Callable[..., Service], times: int) -> None:
+    """While jobs are pushed and run, the server is replaced: each job that was accepted runs, and none runs twice."""
+    from trailboss_worker.sdk import RPC
+
+    service = start(more=JOBS.replace("upgrade_jobs.py", "counting_jobs.py"))
+    pushed: list[str] = []
+    failures: list[str] = []
+    over = threading.Event()
+    pushers = [
+        threading.Thread(target=push_jobs, args=(service, over, pushed, failures), daemon=True)
+        for _ in range(2)
+    ]
+    for pusher in pushers:
+        pusher.start()
+    try:
+        for number in range(times):
+            before = len(pushed)
+            eventually(lambda before=before: len(pushed) > before + 50, 20, "pushes", service.log)
+            assert service.trailboss("upgrade").returncode == 0, number
+    finally:
+        over.set()
+        for pusher in pushers:
+            pusher.join(30)
+    eventually(lambda: not service.of_server(service.pid), 30, "the old servers gone", service.log)
+    eventually(lambda: len(jobs_done(service)) >= len(pushed), 30, "every job", service.log)
+    assert failures == []
+    runs = [job_id for job_id, *_ in jobs_done(service)]
+    assert sorted(runs) == sorted(pushed)
+    with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+        books = rpc.call("jobs.Books", True)
+    assert books["balanced"]
+    assert (books["total"]["waiting"], books["total"]["delayed"], books["total"]["dead"]) == (0, 0, 0)
+
+
 def test_process_1_refuses(start: Callable[..., Service]) -> None:
     """Its end is the end of its container, so no other can take its place; it says so and goes on."""
     probe = ["unshare", "-pf", "--mount-proc", "true"]
