@@ -56,6 +56,7 @@ class Assembly:
     reactor: Reactor
     reloader: Reloader | None = None
     upgrader: Upgrader | None = None
+    handover: Handover | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ def assemble(
     services.provide(Reloader, reloader)
     upgrader = Upgrader(handover, container.state, origin, upgrade_timeout_seconds(config))
     services.provide(Upgrader, upgrader)
-    return Assembly(container, shared.reactor, reloader, upgrader)
+    return Assembly(container, shared.reactor, reloader, upgrader, handover)
 
 
 def _plugins(

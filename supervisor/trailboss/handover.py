@@ -6,7 +6,8 @@ charge: of the RPC, status and metrics ports, of the files of unix sockets, of t
 other keeps the sockets open and touches nothing that both share. HTTP alone is answered by both for the moment between.
 
 The successor finds descriptors and a channel in one variable of its environment, says `ready` when its workers are up, and
-is in charge after `go`, or when the old server has gone without a word. What it cannot do it says by `failed TEXT`.
+is in charge after `go`, or when the old server has gone without a word. What it cannot do it says by `failed TEXT`. Over
+the same channel comes what the old server has in memory (:mod:`trailboss.parcels`), until that ends.
 """
 
 from __future__ import annotations
@@ -24,6 +25,17 @@ import trio
 
 from trailboss.activation import PassedSockets
 from trailboss.log import logger
+from trailboss.parcels import (
+    Arrival,
+    BadChannel,
+    Decoder,
+    Estate,
+    Go,
+    ParcelRefused,
+    Sender,
+    answer_line,
+    unpack,
+)
 
 __all__ = ["VARIABLE", "Handover", "Offer", "Passed", "take_handover"]
 
@@ -33,6 +45,7 @@ VARIABLE: Final = "TRAILBOSS_HANDOVER"
 #: A socket that systemd has opened; its key is the name systemd gave it.
 SYSTEMD: Final = "systemd"
 _FAILURE_CHARACTERS_MAX: Final = 16_000
+_RECEIVE_BYTES: Final = 256 * 1024
 
 
 @dataclass(eq=False, slots=True)
@@ -81,10 +94,18 @@ class Handover:
     offers: list[Offer] = field(default_factory=list)
     #: Called, once, when this server has come to be in charge after a predecessor.
     on_in_charge: list[Callable[[], None]] = field(default_factory=list)
+    #: The way to the successor, once there is one that is ready.
+    heir: Sender | None = None
+    #: Set when nothing more will come from a predecessor.
+    received: trio.Event = field(default_factory=trio.Event)
+    _estates: dict[str, tuple[int, Estate]] = field(default_factory=dict)
+    _decoder: Decoder = field(default_factory=Decoder)
+    _taken: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.channel is None:
             self.in_charge.set()
+            self.received.set()
 
     @property
     def is_successor(self) -> bool:
@@ -116,6 +137,106 @@ class Handover:
         for offer in offers:
             offer.give_up()
 
+    # --- what is in memory ------------------------------------------------------------------------------------------
+
+    def add_estate(self, part: str, version: int, estate: Estate) -> None:
+        """Name what a plugin has in memory; to be called before the server is ready. `version` is that of its parcels."""
+        self._estates[part] = (version, estate)
+
+    def hands_over(self, part: str) -> bool:
+        """Whether there is a successor that takes what this server has of `part`."""
+        version, _ = self._estates.get(part, (0, None))
+        return self.heir is not None and self.heir.takes(part, version)
+
+    async def declare(self, heir: Sender) -> None:
+        """Tell a successor that is not in charge yet what there is by name.
+
+        On cancellation: it may know a part of it.
+        """
+        for part, (version, estate) in self._estates.items():
+            declarations = iter((estate.declarations(), None))
+            await heir.deliver(part, version, declarations.__next__)
+
+    async def deliver(self, part: str) -> int:
+        """Hand over what this server has of `part` now; return how many items the successor has taken.
+
+        On cancellation: what is under way stays so, and a later call goes on with it.
+        """
+        if self.heir is None or part not in self._estates:
+            return 0
+        version, estate = self._estates[part]
+        items = await self.heir.deliver(part, version, estate.next_parcel)
+        if items:
+            log.info("handed over to the new server", part=part, items=items)
+        return items
+
+    async def deliver_all(self) -> None:
+        """Hand over what every plugin has now; cancellation as in `deliver`."""
+        for part in tuple(self._estates):
+            await self.deliver(part)
+
+    async def receive(self) -> None:
+        """Take in what the predecessor has, from when this server is in charge until there is no more.
+
+        On cancellation: the channel is closed, and the predecessor keeps what was not answered.
+        """
+        await self.in_charge.wait()
+        channel = self.channel
+        if channel is None:
+            return
+        with channel:
+            try:
+                while isinstance(message := await self._next_message(channel), Arrival):
+                    await self._take_in(channel, message)
+            except BadChannel as error:
+                log.error("what the old server hands over cannot be understood", reason=str(error))
+                with suppress(OSError):
+                    channel.send(answer_line(0, f"it cannot be understood: {error}"))
+        self.received.set()
+        if self._taken:
+            log.info("taken over from the old server", **self._taken)
+
+    async def _next_message(self, channel: socket.socket) -> Go | Arrival | None:
+        """Return the next message of the predecessor, None when it has gone. Raises BadChannel."""
+        while (message := self._decoder.next_message()) is None:
+            try:
+                data = channel.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(channel)
+                continue
+            except OSError:
+                return None
+            if not data:
+                return None
+            self._decoder.feed(data)
+        return message
+
+    async def _take_in(self, channel: socket.socket, parcel: Arrival) -> None:
+        refusal = ""
+        try:
+            if parcel.part not in self._estates:
+                raise ParcelRefused(f"the new server has no {parcel.part}")
+            items = await self._estates[parcel.part][1].receive(unpack(parcel.body))
+            if items:
+                self._taken[parcel.part] = self._taken.get(parcel.part, 0) + items
+        except ParcelRefused as refused:
+            refusal = str(refused)
+        except Exception as error:  # the boundary of plugins: the old server keeps what one of them chokes on
+            log.exception("a parcel of the old server could not be taken in", part=parcel.part)
+            refusal = f"{type(error).__name__}: {error}"
+        if refusal:
+            log.error("a parcel of the old server is refused", part=parcel.part, reason=refusal)
+        answer = answer_line(parcel.number, refusal)
+        while answer:
+            try:
+                answer = answer[channel.send(answer) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(channel)
+            except OSError:  # it has gone; what was taken in is ours
+                return
+
+    # --- taking charge ----------------------------------------------------------------------------------------------
+
     async def take_charge(self) -> None:
         """Tell the predecessor that everything is up, and return when it has let go, or has gone.
 
@@ -126,9 +247,9 @@ class Handover:
             return
         log.info("ready to take over from the old server")
         with suppress(OSError):  # it has gone: nobody is in charge but us
-            channel.send(b"ready\n")
-            while not _received(channel):
-                await trio.lowlevel.wait_readable(channel)
+            takes = {part: version for part, (version, _) in self._estates.items()}
+            channel.send(f"ready {json.dumps({'takes': takes})}\n".encode())
+        await self._wait_for_go(channel)
         self.in_charge.set()
         for callback in self.on_in_charge:
             try:
@@ -137,6 +258,14 @@ class Handover:
                 log.error("a step of taking over failed", reason=str(error) or type(error).__name__)
         self._close_unclaimed()
         log.info("this server is in charge", pid=os.getpid())
+
+    async def _wait_for_go(self, channel: socket.socket) -> None:
+        try:
+            while isinstance(message := await self._next_message(channel), Arrival):
+                await self._take_in(channel, message)
+        except BadChannel as error:
+            self.report_failure(f"what the old server has said cannot be understood: {error}")
+            await trio.sleep_forever()  # it stays in charge and ends this server
 
     def _close_unclaimed(self) -> None:
         rest, self.passed = self.passed, []
@@ -151,15 +280,6 @@ class Handover:
             line = json.dumps(text[:_FAILURE_CHARACTERS_MAX])
             with suppress(OSError):
                 self.channel.sendall(f"failed {line}\n".encode())
-
-
-def _received(channel: socket.socket) -> bool:
-    """Whether the predecessor has let go or has gone."""
-    try:
-        channel.recv(64)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def remove_file(path: str, inode: tuple[int, int]) -> None:

@@ -171,6 +171,8 @@ async def _live(assembly: Assembly, logs: LogSystem, banner: str) -> int:
             nursery.start_soon(reap_orphans)
         nursery.start_soon(show_start, container.state, logs.terminal())
         nursery.start_soon(live_container)
+        if assembly.handover is not None:
+            nursery.start_soon(assembly.handover.receive)
         await container.finished.wait()
         if container.abandoned:
             if container.failure is not None:  # `run` cannot raise it any more

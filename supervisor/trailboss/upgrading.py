@@ -3,7 +3,8 @@
 The new program is started as this one was: same arguments, environment and folder, all resolved anew, so that a changed
 release link or a new installation is what runs. It boots its workers while this server goes on; then it says `ready` on
 the channel, this server lets go of its sockets, systemd is told the new main process, `go` puts the new one in charge, and
-this one finishes what it has and stops. A new server that fails, or is not ready in time, is ended, and nothing has changed.
+this one hands over what it has in memory, finishes what runs and stops. A new server that fails, or is not ready in time, is
+ended, and nothing has changed.
 
 What the new program prints on standard error before it has read its configuration goes through here: it is passed on, and
 its end is the reason where the program gives none.
@@ -28,6 +29,7 @@ from trailboss.config.rules import pools
 from trailboss.container.lifecycle import WholePhase
 from trailboss.handover import VARIABLE, Handover
 from trailboss.log import logger
+from trailboss.parcels import Sender
 from trailboss.systemd import send_notification
 
 if TYPE_CHECKING:
@@ -40,6 +42,10 @@ log = logger("container")
 
 #: Beyond the boot of workers and on_init, for everything else of a start.
 OTHER_SECONDS: Final = 30.0
+#: For a new server that is ready to take in what there is by name.
+DECLARE_SECONDS: Final = 5.0
+#: For what is in memory before this server begins to stop; the rest follows while it does.
+DELIVER_SECONDS: Final = 5.0
 #: From SIGTERM to SIGKILL for a new server that is not wanted any more.
 LEAVE_SECONDS: Final = 3.0
 #: What is kept of the new program's standard error.
@@ -100,6 +106,8 @@ class _Successor:
     last_words: bytearray = field(default_factory=bytearray)
     #: What it has said about its failure.
     failure: str = ""
+    #: What it takes of what is in memory here, by part; the version of each. None: it is older than that.
+    takes: dict[str, int] = field(default_factory=dict)
 
     async def hear(self) -> _Word:
         """Wait for its one word."""
@@ -114,10 +122,17 @@ class _Successor:
             heard += data
         word, _, rest = heard.partition(b"\n")[0].partition(b" ")
         if word != b"failed":
+            self.takes = _read_takes(rest)
             return _Word.READY
         with suppress(ValueError):
             self.failure = str(json.loads(rest))
         return _Word.FAILED
+
+    def take_channel(self) -> socket.socket:
+        """Return the channel without what trio knows of it; nothing of this object uses it any more."""
+        channel = socket.socket(fileno=self.channel.socket.detach())
+        channel.setblocking(False)
+        return channel
 
     def reason(self) -> str:
         """Say why it has ended, in its own words where there are some."""
@@ -127,6 +142,13 @@ class _Successor:
             how = f"it was ended by signal {-code}" if code < 0 else f"it ended with exit code {code}"
         words = self.failure or self.last_words.decode("utf-8", "replace").strip()
         return f"{how}: {words}" if words else f"{how}; its own log may say why"
+
+
+def _read_takes(text: bytes) -> dict[str, int]:
+    """Return what stands behind `ready`; nothing where it is not understood."""
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        return {str(part): int(version) for part, version in json.loads(text)["takes"].items()}
+    return {}
 
 
 class Upgrader:
@@ -161,7 +183,11 @@ class Upgrader:
             log.error("upgrade failed, this server goes on", reason=str(error))
             raise
         log.info("upgrade done: the new server is in charge, this one finishes what it has", new_pid=pid)
-        self.stop()
+        try:
+            with trio.move_on_after(DELIVER_SECONDS):
+                await self._handover.deliver_all()
+        finally:
+            self.stop()
         return pid
 
     def _check(self) -> None:
@@ -201,14 +227,21 @@ class Upgrader:
             raise UpgradeFailed(
                 f"the new program cannot be started: {error.strerror or error}: {origin.command[0]}"
             ) from error
-        with successor.channel.socket:
+        try:
+            await self._wait_ready(successor)
+            heir = Sender(successor.take_channel(), successor.takes)
             try:
-                await self._wait_ready(successor)
+                await self._declare(heir)
             except BaseException:
-                with trio.CancelScope(shield=True):
-                    await _end(successor.process)
+                heir.close()
                 raise
-            self._give_up(successor)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await _end(successor.process)
+            raise
+        finally:
+            successor.channel.socket.close()
+        self._give_up(successor, heir)
         return successor.process.pid
 
     async def _start(self, origin: Origin, nursery: trio.Nursery) -> _Successor:
@@ -257,12 +290,23 @@ class Upgrader:
             await trio.sleep(LAST_WORDS_SECONDS)
         raise UpgradeFailed(f"the new server failed: {successor.reason()}")
 
-    def _give_up(self, successor: _Successor) -> None:
+    async def _declare(self, heir: Sender) -> None:
+        """Tell the successor what there is by name, so that nobody misses it for a moment."""
+        with trio.move_on_after(DECLARE_SECONDS) as limit:
+            await self._handover.declare(heir)
+        if limit.cancelled_caught:
+            raise UpgradeFailed(
+                f"the new server was ready and then did not answer for {DECLARE_SECONDS:g} s; its own log may say why"
+            )
+        if heir.gone:
+            raise UpgradeFailed("the new server was ready and then ended; its own log may say why")
+
+    def _give_up(self, successor: _Successor, heir: Sender) -> None:
         """Put the successor in charge: from the first line on it must not be ended any more."""
         self._handover.give_up_all()
+        self._handover.heir = heir
         self._tell_systemd(f"MAINPID={successor.process.pid}")
-        with suppress(OSError):  # it has gone: nothing can be done about that any more
-            os.write(successor.channel.socket.fileno(), b"go\n")
+        heir.let_go()
 
     def _tell_systemd(self, text: str) -> None:
         address = os.environ.get("NOTIFY_SOCKET", "")

@@ -7,11 +7,13 @@ between two starts.
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -27,6 +29,7 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS / "support"))
 
 from live_server import MARK, children_of, marked  # noqa: E402  the line above makes it findable
+from tls_files import TlsFiles, make_files  # noqa: E402
 
 PATIENCE = 2.0 if os.environ.get("CI") else 1.0
 PHP_WORKER = f"php {TESTS}/php/http_worker.php"
@@ -35,11 +38,21 @@ CONFIG = """
 version: "3"
 rpc: {{listen: "unix://{folder}/rpc.sock"}}
 server: {{command: "{command}"}}
-http: {{address: ["127.0.0.1:{port}", "unix:{folder}/web.sock"], pool: {{num_workers: 2}}}}
+http: {{address: {addresses}, {ssl} pool: {{num_workers: 2}}}}
 status: {{address: "127.0.0.1:{status}"}}
 metrics: {{address: "127.0.0.1:{metrics}"}}
 logs: {{level: info, channels: {{http: {{level: warn}}}}}}
 {more}
+"""
+#: As systemd starts a service with sockets.
+LAUNCHER = """
+import os, sys
+fds, names, command = sys.argv[1].split(","), sys.argv[2], sys.argv[3:]
+for at, fd in enumerate(fds):
+    os.dup2(int(fd), 3 + at, inheritable=True)
+    os.close(int(fd))
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(fds)), LISTEN_FDNAMES=names)
+os.execv(command[0], command)
 """
 APPLICATION = """
 import os, subprocess, time
@@ -84,9 +97,16 @@ class Service:
         more: str = "",
         environ: dict[str, str] | None = None,
         prefix: tuple[str, ...] = (),
+        tls: TlsFiles | None = None,
+        passed: dict[str, socket.socket] | None = None,
     ) -> None:
+        """`tls`: there is a port with these files, too. `passed`: sockets by name, as systemd passes them."""
         self.folder = folder
         self.port, self.status_port, self.metrics_port = free_port(), free_port(), free_port()
+        self.tls_port = free_port()
+        self.web = folder / "web.sock"
+        self.tls = tls
+        self.passed = passed or {}
         self.mark = f"upgrade-{os.getpid()}-{self.status_port}"
         self.write_config(command, more)
         (folder / "app.py").write_text(APPLICATION)
@@ -101,6 +121,11 @@ class Service:
             MARK: self.mark,
             **(environ or {}),
         }
+        fds = [sock.fileno() for sock in self.passed.values()]
+        if fds:
+            # Out of the way of the descriptors they become.
+            fds = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in fds]
+            prefix = (sys.executable, "-c", LAUNCHER, ",".join(map(str, fds)), ":".join(self.passed))
         with self.log.open("ab") as log:
             self.first = subprocess.Popen(
                 [*prefix, sys.executable, "-m", "trailboss", "serve", "-p"],
@@ -110,12 +135,23 @@ class Service:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=fds,
             )
+        for fd in fds:
+            os.close(fd)
         eventually(self.is_ready, 20, "ready")
 
     def write_config(self, command: str, more: str = "") -> None:
         """Write the configuration that the next start reads."""
+        own = f'["127.0.0.1:{self.port}", "unix:{self.folder}/web.sock"]'
+        secure, ssl_section = f'"127.0.0.1:{self.tls_port}"', ""
+        if self.passed:
+            own, secure = '["systemd:plain", "systemd:file"]', '"systemd:secure"'
+        if self.tls is not None:
+            ssl_section = f'ssl: {{address: {secure}, cert: "{self.tls.cert}", key: "{self.tls.key}"}},'
         text = CONFIG.format(
+            addresses=own,
+            ssl=ssl_section,
             folder=self.folder,
             command=command,
             more=more,
@@ -164,6 +200,15 @@ class Service:
             check=False,
         )
 
+    def scrape(self) -> bytes:
+        """What the metrics port tells."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=10)
+        try:
+            connection.request("GET", "/metrics")
+            return connection.getresponse().read()
+        finally:
+            connection.close()
+
     def ask(self, path: str = "/") -> str:
         """One request on a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
@@ -177,7 +222,10 @@ class Service:
         """Processes of the service that are not those of `pid` and its children."""
         others = []
         for other in marked(self.mark):
-            stat = Path(f"/proc/{other}/stat").read_text().rpartition(")")[2].split()
+            try:
+                stat = Path(f"/proc/{other}/stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):  # it has just ended
+                continue
             if pid not in (other, int(stat[1])):
                 others.append(other)
         return others
@@ -209,10 +257,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
         more: str = "",
         environ: dict[str, str] | None = None,
         prefix: tuple[str, ...] = (),
+        tls: TlsFiles | None = None,
+        passed: dict[str, socket.socket] | None = None,
     ) -> Service:
         folder = tmp_path / f"service{len(services)}"
         folder.mkdir()
-        services.append(Service(folder, command, more, environ, prefix))
+        services.append(Service(folder, command, more, environ, prefix, tls, passed))
         return services[-1]
 
     yield begin
@@ -280,7 +330,7 @@ def call_rpc(service: Service, done: threading.Event, failures: list[str]) -> No
 
 def upgrade_under_load(service: Service, times: int) -> None:
     """Upgrade again and again while clients ask; nothing may fail, and nothing may be left of those replaced."""
-    port, web = service.port, service.folder / "web.sock"
+    port, web = service.port, service.web
 
     def tcp() -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", port, timeout=20)
@@ -291,7 +341,14 @@ def upgrade_under_load(service: Service, times: int) -> None:
     def probe(number: int) -> Callable[[], http.client.HTTPConnection]:
         return lambda: http.client.HTTPConnection("127.0.0.1", number, timeout=20)
 
+    def https() -> http.client.HTTPConnection:
+        assert service.tls is not None
+        context = ssl.create_default_context(cafile=service.tls.ca)
+        return http.client.HTTPSConnection("localhost", service.tls_port, timeout=20, context=context)
+
+    secure = (True, True, False, False) if service.tls is not None else ()
     clients = [
+        *(Client(https, "/", keeps=keeps) for keeps in secure),
         *(Client(tcp, "/", keeps=keeps) for keeps in (True, True, False, False)),
         *(Client(unix, "/", keeps=keeps) for keeps in (True, False)),
         Client(probe(service.status_port), "/ready", keeps=False),
@@ -330,6 +387,31 @@ def test_upgrades_under_load_with_python(start: Callable[..., Service], times: i
 def test_upgrades_under_load_with_php(start: Callable[..., Service], times: int) -> None:
     """The same with PHP workers."""
     upgrade_under_load(start(PHP_WORKER), times)
+
+
+def test_upgrades_under_load_with_tls(start: Callable[..., Service], tmp_path: Path) -> None:
+    """A port with TLS beside the plain ones: no handshake and no request fails."""
+    upgrade_under_load(start(tls=make_files(tmp_path / "files")), 1)
+
+
+def test_upgrades_under_load_with_sockets_of_systemd(start: Callable[..., Service], tmp_path: Path) -> None:
+    """Sockets that systemd has passed to the first server (plain, TLS, unix) go to the next and to the one after it."""
+    path = tmp_path / "web.sock"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as plain,
+        socket.create_server(("127.0.0.1", 0)) as secure,
+        socket.socket(socket.AF_UNIX) as file,
+    ):
+        file.bind(str(path))
+        file.listen(128)
+        service = start(
+            tls=make_files(tmp_path / "files"), passed={"plain": plain, "secure": secure, "file": file}
+        )
+        service.port, service.tls_port = plain.getsockname()[1], secure.getsockname()[1]
+        service.web = path
+        upgrade_under_load(service, 2)
+        assert path.exists()  # systemd's file is nobody else's to remove
+        assert service.ask() == str(service.pid)
 
 
 def test_the_command_returns_when_the_new_program_is_in_charge(start: Callable[..., Service]) -> None:
@@ -423,34 +505,191 @@ def test_systemd_is_told_the_new_main_process(start: Callable[..., Service], tmp
     assert "STOPPING=1" not in received
 
 
-def test_jobs_in_memory_are_finished_by_the_old_server(start: Callable[..., Service]) -> None:
-    """What waits and what is delayed runs in the process that has accepted it; the new one takes new jobs meanwhile."""
+JOBS_WORKER = f"{sys.executable} {TESTS}/support/upgrade_jobs.py"
+JOBS = f"""
+jobs:
+  pool: {{num_workers: 1, command: "{JOBS_WORKER}"}}
+  consume: [q, held]
+  pipelines: {{q: {{driver: memory}}, held: {{driver: memory}}}}
+"""
+
+
+def jobs_done(service: Service) -> list[list[str]]:
+    """The runs that have ended: name, server, attempt."""
+    done = service.folder / "jobs-done"
+    return [line.split() for line in done.read_text().splitlines()] if done.exists() else []
+
+
+def test_what_is_in_memory_goes_to_the_new_server(start: Callable[..., Service]) -> None:
+    """Jobs that wait, are delayed, dead or in a paused or declared pipeline, and metrics; what runs ends where it has begun."""
     from trailboss_worker.sdk import RPC, Jobs
 
-    jobs = f"{sys.executable} {TESTS}/support/upgrade_jobs.py"
-    more = f'jobs: {{pool: {{num_workers: 1, command: "{jobs}"}}, consume: [q], pipelines: {{q: {{driver: memory}}}}}}'
-    service = start(more=more)
+    service = start(more=JOBS, environ={"COUNTS": "1"})
     old = service.pid
-
-    def push(name: str, delay: int) -> None:
-        with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
-            Jobs(rpc).push("q", name, b"null", delay_seconds=delay)
-
-    for name, delay in (("a", 0), ("b", 0), ("c", 0), ("late", 3)):
-        push(name, delay)
+    collector = {"type": "counter", "help": "Runs.", "labels": []}
+    with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+        jobs = Jobs(rpc)
+        rpc.call("metrics.Declare", {"name": "runs", "collector": collector})
+        rpc.call("metrics.Add", {"name": "runs", "value": 41.0})
+        jobs.push("q", "fails", b"null", id="dead one", headers={"why": ["so"]})
+        jobs.push("q", "waits", b"null")
+        eventually((service.folder / "waits-began").exists, 10, "a job that runs", service.log)
+        for name, priority in (("b", 20), ("a", 5), ("c", 20)):
+            jobs.push("q", name, b"null", priority=priority)
+        jobs.push("q", "soon", b"null", delay_seconds=2)
+        jobs.push("q", "late", b"null", delay_seconds=3600)
+        jobs.pause("held")
+        jobs.push("held", "held", b"null")
+        jobs.declare("extra", "memory", priority=3)
+        jobs.push("extra", "extra", b"null")
     assert service.trailboss("upgrade").returncode == 0
-    push("new", 0)
-    done = service.folder / "jobs-done"
-    eventually(lambda: done.exists() and len(done.read_text().splitlines()) == 5, 20, "all jobs", service.log)
-    ran = dict(line.split() for line in done.read_text().splitlines())
-    assert {name: parent == str(old) for name, parent in ran.items()} == {
-        "a": True,
-        "b": True,
-        "c": True,
-        "late": True,
-        "new": False,
-    }
+    with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+        jobs = Jobs(rpc)
+        new = service.pid
+        # The old server has one job that runs, and everything else is here.
+        books = rpc.call("jobs.Books", True)["total"]
+        assert (books["taken_over"], books["pushed"], books["dead"]) == (8, 0, 1)
+        assert {stat.pipeline: (stat.active, stat.ready) for stat in jobs.stat() if stat.pipeline != "q"} == {
+            "held": (1, False),
+            "extra": (1, False),
+        }
+        letters = rpc.call("jobs.Dead", {})["jobs"]
+        told = ("id", "pipeline", "attempts", "headers", "reason")
+        assert [[letter[key] for key in told] for letter in letters] == [
+            ["dead one", "q", 1, {"why": ["so"]}, "nacked: on purpose"]
+        ]
+        assert b"\nruns 41" in service.scrape()
+        assert service.of_server(new) != []
+        (service.folder / "go-on").touch()
+        eventually(lambda: not service.of_server(new), 20, "the old server gone", service.log)
+        assert b"\nruns 42" in service.scrape()
+        jobs.resume("held", "extra")
+        names = {"waits", "a", "b", "c", "soon", "child", "held", "extra"}
+        eventually(lambda: len(jobs_done(service)) == len(names), 20, "all jobs", service.log)
+        books = rpc.call("jobs.Books", True)
+    ran = {name: int(server) == old for name, server, _ in jobs_done(service)}
+    assert ran == {name: name == "waits" for name in names}
+    order = [name for name, *_ in jobs_done(service)]
+    assert order.index("a") < order.index("b") < order.index("c")
+    assert books["balanced"]
+    assert (books["total"]["taken_over"], books["total"]["done"], books["total"]["delayed"]) == (9, 7, 1)
+    assert "are lost with this process" not in service.log.read_text()
+
+
+def test_a_new_server_without_jobs_leaves_them_to_the_old_one(start: Callable[..., Service]) -> None:
+    """Its configuration has no queues any more: the old server finishes what waits, and what is delayed for a moment."""
+    from trailboss_worker.sdk import RPC, Jobs
+
+    service = start(more=JOBS)
+    old = service.pid
+    with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+        for name, delay in (("a", 0), ("b", 0), ("late", 2)):
+            Jobs(rpc).push("q", name, b"null", delay_seconds=delay)
+    service.write_config(PYTHON_WORKER)
+    assert service.trailboss("upgrade").returncode == 0
+    eventually(lambda: len(jobs_done(service)) == 3, 20, "all jobs", service.log)
+    assert {int(server) for _, server, _ in jobs_done(service)} == {old}
     eventually(lambda: not service.of_server(service.pid), 20, "the old server gone")
+
+
+def test_a_new_server_that_dies_leaves_the_rest_to_the_old_one(start: Callable[..., Service]) -> None:
+    """What was handed over has died with it; what has come to the old server since is run there."""
+    from trailboss_worker.sdk import RPC, Jobs
+
+    service = start(more=JOBS)
+    old = service.pid
+    with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+        Jobs(rpc).push("q", "waits", b"null")
+        eventually((service.folder / "waits-began").exists, 10, "a job that runs", service.log)
+        Jobs(rpc).push("held", "late", b"null", delay_seconds=3600)
+    assert service.trailboss("upgrade").returncode == 0
+    os.kill(service.pid, signal.SIGKILL)
+    (service.folder / "go-on").touch()
+    eventually(lambda: len(jobs_done(service)) == 2, 20, "both jobs", service.log)
+    assert [[name, int(server)] for name, server, _ in jobs_done(service)] == [["waits", old], ["child", old]]
+    assert service.first.wait(20 * PATIENCE) == 0
+    assert "it has gone" in service.log.read_text()
+
+
+@pytest.mark.long
+def test_what_comes_late_passes_through_two_upgrades(start: Callable[..., Service]) -> None:
+    """A job still runs in the first server when the second is replaced: what it pushes reaches the third."""
+    from trailboss_worker.sdk import RPC, Jobs
+
+    service = start(more=JOBS)
+    first = service.pid
+    with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+        Jobs(rpc).push("q", "waits", b"null")
+        eventually((service.folder / "waits-began").exists, 10, "a job that runs", service.log)
+        Jobs(rpc).pause("held")
+        Jobs(rpc).push("held", "held", b"null")
+    assert service.trailboss("upgrade").returncode == 0
+    second = service.pid
+    assert service.trailboss("upgrade").returncode == 0
+    third = service.pid
+    assert len({first, second, third}) == 3
+    assert second in marked(service.mark)
+    (service.folder / "go-on").touch()
+    eventually(lambda: not service.of_server(third), 20, "the old servers gone", service.log)
+    with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+        Jobs(rpc).resume("held")
+        eventually(lambda: len(jobs_done(service)) == 3, 20, "all jobs", service.log)
+        assert rpc.call("jobs.Books", True)["total"]["taken_over"] == 2
+    assert {name: int(server) for name, server, _ in jobs_done(service)} == {
+        "waits": first,
+        "child": third,
+        "held": third,
+    }
+
+
+def push_jobs(service: Service, done: threading.Event, pushed: list[str], failures: list[str]) -> None:
+    """Push jobs again and again, some of them delayed, each on a new connection; notes the ids of those accepted."""
+    from trailboss_worker.sdk import RPC, Jobs
+
+    number = 0
+    while not done.is_set():
+        number += 1
+        try:
+            with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+                pushed.append(Jobs(rpc).push("q", "job", b"null", delay_seconds=number % 3))
+        except Exception as error:  # whatever it is, it is a failure
+            failures.append(f"push: {error!r}")
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.long)])
+def test_every_job_runs_once_through_upgrades(start: Callable[..., Service], times: int) -> None:
+    """While jobs are pushed and run, the server is replaced: each job that was accepted runs, and none runs twice."""
+    from trailboss_worker.sdk import RPC
+
+    service = start(more=JOBS.replace("upgrade_jobs.py", "counting_jobs.py"))
+    pushed: list[str] = []
+    failures: list[str] = []
+    over = threading.Event()
+    pushers = [
+        threading.Thread(target=push_jobs, args=(service, over, pushed, failures), daemon=True)
+        for _ in range(2)
+    ]
+    for pusher in pushers:
+        pusher.start()
+    try:
+        for number in range(times):
+            before = len(pushed)
+            eventually(lambda before=before: len(pushed) > before + 50, 20, "pushes", service.log)
+            assert service.trailboss("upgrade").returncode == 0, number
+    finally:
+        over.set()
+        for pusher in pushers:
+            pusher.join(30)
+    eventually(lambda: not service.of_server(service.pid), 30, "the old servers gone", service.log)
+    eventually(lambda: len(jobs_done(service)) >= len(pushed), 30, "every job", service.log)
+    assert failures == []
+    runs = [job_id for job_id, *_ in jobs_done(service)]
+    assert sorted(runs) == sorted(pushed)
+    with RPC(f"unix://{service.folder}/rpc.sock") as rpc:
+        books = rpc.call("jobs.Books", True)
+    assert books["balanced"]
+    assert (books["total"]["waiting"], books["total"]["delayed"], books["total"]["dead"]) == (0, 0, 0)
 
 
 def test_process_1_refuses(start: Callable[..., Service]) -> None:

@@ -487,7 +487,8 @@ class Server:
         books = await self.call("jobs.Books")
         total = books["total"]
         kept = total["waiting"] + total["delayed"] + total["running"]
-        assert total["pushed"] == kept + total["done"] + total["dead"] + total["destroyed"], books
+        gone = total["done"] + total["dead"] + total["destroyed"] + total["handed_over"]
+        assert total["pushed"] + total["taken_over"] == kept + gone, books
         assert books["balanced"] is True, books
         assert min(total.values()) >= 0, books
         return dict(total)

@@ -311,8 +311,9 @@ def _books(seen: Seen) -> Finding:
 
 
 def _adds_up(totals: dict[str, int]) -> bool:
-    parts = ("done", "dead", "waiting", "delayed", "running", "destroyed")
-    return totals["pushed"] == sum(totals[name] for name in parts) and min(totals.values()) >= 0
+    parts = ("done", "dead", "waiting", "delayed", "running", "destroyed", "handed_over")
+    came = totals["pushed"] + totals.get("taken_over", 0)
+    return came == sum(totals.get(name, 0) for name in parts) and min(totals.values()) >= 0
 
 
 def _pools(seen: Seen) -> Finding:

@@ -39,6 +39,7 @@ __all__ = [
     "JobsDriver",
     "PushRefused",
     "Room",
+    "Share",
     "decode_headers",
     "encode_headers",
     "settled",
@@ -120,8 +121,9 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """Where every pushed job is. ``pushed == done + dead + waiting + delayed + running + destroyed``, always.
+    """Where every job is, always: ``pushed + taken_over == done + dead + waiting + delayed + running + destroyed + handed_over``.
 
+    `taken_over` came from a server that this one has replaced, `handed_over` went to one that has replaced this one.
     `dead` counts those still listed as well as those that left the list: dropped because it was full, or purged.
     """
 
@@ -135,14 +137,16 @@ class Books:
     dead_listed: int = 0
     dead_dropped: int = 0
     dead_purged: int = 0
+    handed_over: int = 0
+    taken_over: int = 0
 
     @property
     def balanced(self) -> bool:
-        """Say whether every pushed job is accounted for."""
+        """Say whether every job is accounted for."""
         kept = self.waiting + self.delayed + self.running
-        gone = self.done + self.dead + self.destroyed
+        gone = self.done + self.dead + self.destroyed + self.handed_over
         listed = self.dead_listed + self.dead_dropped + self.dead_purged
-        return self.pushed == kept + gone and self.dead == listed
+        return self.pushed + self.taken_over == kept + gone and self.dead == listed
 
     def __add__(self, other: Books) -> Books:
         return Books(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
@@ -150,6 +154,18 @@ class Books:
     def as_dict(self) -> dict[str, int]:
         """Return the figures by name, in the order of declaration."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@dataclass(slots=True)
+class Share:
+    """Some jobs of a pipeline on their way from one server to the next; who has it alone answers for them."""
+
+    waiting: list[Job] = field(default_factory=list)  #: in the order in which they would run
+    delayed: list[tuple[float, Job]] = field(default_factory=list)  #: due time of the driver's clock, job
+    dead: list[DeadLetter] = field(default_factory=list)  #: the oldest first
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.delayed) + len(self.dead)
 
 
 class Room:
@@ -163,8 +179,8 @@ class Room:
 
     @property
     def free(self) -> int:
-        """How many more jobs fit."""
-        return self.limit - self.used
+        """How many more jobs fit; none where those taken over from another server are more than that."""
+        return max(0, self.limit - self.used)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +306,23 @@ class JobsDriver(abc.ABC):
     @abc.abstractmethod
     def purge(self, ids: Collection[str] | None) -> Awaitable[list[str]] | list[str]:
         """Delete dead letters; None = all. Returns the ids concerned."""
+
+    # --- the side of an upgrade --------------------------------------------------------------------------------------
+
+    def let_go(self, bytes_about: int) -> Share | None:
+        """Give away jobs of about so many bytes, the first ones first; None where none is left but what runs.
+
+        A driver that is durable gives nothing away: its successor finds everything.
+        """
+        return None
+
+    def take_back(self, share: Share) -> None:
+        """Undo a `let_go`: every job goes back to its place."""
+        raise NotImplementedError(f"the driver {self.kind} gives nothing away")
+
+    def take_over(self, share: Share) -> None:
+        """Take in what the driver of another server has let go, more than there are places for, too."""
+        raise NotImplementedError(f"the driver {self.kind} takes nothing over")
 
 
 async def settled(pending: T | Awaitable[T]) -> T:

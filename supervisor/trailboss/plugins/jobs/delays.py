@@ -50,6 +50,13 @@ class DelayHeap(Generic[T]):
             due.append(heappop(entries)[2])
         return due
 
+    def take_first(self) -> tuple[float, T] | None:
+        """Take the item that is due first, with its moment; None where there is none."""
+        if not self._entries:
+            return None
+        due, _, item = heappop(self._entries)
+        return due, item
+
     def clear(self) -> int:
         """Drop everything; return how many items that were."""
         dropped = len(self._entries)

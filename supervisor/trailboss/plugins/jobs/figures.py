@@ -18,7 +18,7 @@ __all__ = ["PIPELINES_MAX", "jobs_families"]
 PIPELINES_MAX: Final = 200
 _REST: Final = "(others)"
 _STATES: Final = ("waiting", "delayed", "running", "dead_listed")
-_OUTCOMES: Final = ("pushed", "done", "dead", "destroyed")
+_OUTCOMES: Final = ("pushed", "done", "dead", "destroyed", "taken_over", "handed_over")
 
 
 def jobs_families(

@@ -31,6 +31,7 @@ class Pipeline:
     __slots__ = (
         "_middle",
         "_tail",
+        "declared",
         "driver",
         "failure",
         "name",
@@ -47,6 +48,8 @@ class Pipeline:
         self.priority = priority
         self.driver = driver
         self.state = PipelineState.PAUSED
+        #: Made at run time, not by the configuration.
+        self.declared = False
         #: What somebody has asked for by Pause or Resume; None: the configuration decides.
         self.wanted: PipelineState | None = None
         self.failure = ""  #: why the driver has ended by itself, or ""

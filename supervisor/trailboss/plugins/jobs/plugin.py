@@ -3,7 +3,8 @@
 Life: `run` connects the drivers, which needs no worker, and is healthy; `open` lets jobs out when the pool has its
 quorum; `close_intake` lets no further job out, while workers that still run may push; `drain` waits for the runs that
 have begun, and at its deadline gives them back to their queues; the end of `run` closes the drivers and says what the
-memory of this process takes with it.
+memory of this process takes with it. After an upgrade all that does not run goes to the new server, again and again until
+nothing is left; where that takes nothing, this one finishes what it can.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from trailboss.container.inspect import JobsInspector
 from trailboss.handover import Handover
 from trailboss.log import logger
 from trailboss.metrics import Family, MetricSources
+from trailboss.parcels import Parcel
 from trailboss.plugins.jobs.alarm import Alarm
 from trailboss.plugins.jobs.contract import DriverHost, Room
 from trailboss.plugins.jobs.dispatch import Dispatcher, JobsPool
 from trailboss.plugins.jobs.drivers import UnknownDriver
+from trailboss.plugins.jobs.estate import ESTATE_VERSION, JobsEstate
 from trailboss.plugins.jobs.figures import jobs_families
 from trailboss.plugins.jobs.registry import Pipelines
 from trailboss.plugins.jobs.requests import JobsRequests
@@ -72,7 +75,9 @@ class JobsPlugin(Plugin):
         self.pipelines = Pipelines(host, self.dispatcher, config.dead_letter_limit, config.consume)
         self._requests = JobsRequests(self.pipelines, self.dispatcher.pump, config.timeout)
         self._settlement_failures = 0
-        self._handover = Handover()
+        #: That of the server; until `run` one without a predecessor.
+        self.handover = Handover()
+        self.estate = JobsEstate(self.pipelines, host)
 
     # --- the contract ------------------------------------------------------------------------------------------------
 
@@ -102,7 +107,8 @@ class JobsPlugin(Plugin):
         On cancellation: drivers are cancelled too; what they keep in memory is lost, durable ones keep their promise.
         """
         self.make_pipelines()
-        self._handover = services.find(Handover) or self._handover
+        self.handover = services.find(Handover) or self.handover
+        self.handover.add_estate(self.name, ESTATE_VERSION, self)
         self.dispatcher.telemetry = services.find(Telemetry) or self.dispatcher.telemetry
         services.provide(JobsInspector, self)  # type: ignore[type-abstract] # the key of a service may be a Protocol
         sources = services.find(MetricSources)
@@ -129,7 +135,12 @@ class JobsPlugin(Plugin):
             # Leaving this block waits for every ack on its way to a broker; only then the connections close.
         self._settlements = None
         await self.pipelines.stop_all()
-        self._say_what_is_lost()
+        self.estate.closed = self.estate.closed or "the new server is leaving"
+        try:
+            # What the drain has given back, and what was pushed since; the workers have ended by now.
+            await self.handover.deliver(self.name)
+        finally:
+            self._say_what_is_lost()
 
     async def open(self) -> None:
         """Begin to consume the pipelines of `jobs.consume` and those resumed meanwhile."""
@@ -139,19 +150,20 @@ class JobsPlugin(Plugin):
     async def close_intake(self) -> None:
         """Hand out no further job. Pushes are still accepted: workers that finish their job may have some.
 
-        With a successor in charge no job is handed to it: what is in the memory of this process is finished here.
+        With a successor in charge that is the business of `drain`: it depends on what that takes over.
         """
-        if not self._handover.given_up:
+        if not self.handover.given_up:
             self.dispatcher.close()
+            self.estate.closed = "the new server is stopping"
 
     async def drain(self) -> None:
-        """Return when no job runs any more.
+        """Return when no job runs any more, and with a successor in charge when it has all the others.
 
         On cancellation: jobs that still run go back to their queues, one log line each.
         """
         try:
             # A look now and then costs nothing in a process that ends with the last job.
-            while self._handover.given_up and self._left_in_memory():  # noqa: ASYNC110
+            while self.handover.given_up and await self._is_something_left():  # noqa: ASYNC110
                 await trio.sleep(LOOK_SECONDS)
         except trio.Cancelled:
             self.dispatcher.close()
@@ -159,6 +171,31 @@ class JobsPlugin(Plugin):
             raise
         self.dispatcher.close()
         await self.dispatcher.drain(self.pipelines.all_present)
+
+    async def _is_something_left(self) -> bool:
+        """Hand over what can be; say whether there is, or can still be, something to finish or to hand over here."""
+        if self.handover.hands_over(self.name):
+            await self.handover.deliver(self.name)
+        if self.handover.hands_over(self.name):
+            # What the server before this one still has comes here first.
+            return self.dispatcher.in_flight > 0 or not self.handover.received.is_set()
+        self.dispatcher.open()
+        return self._left_in_memory() > 0
+
+    # the estate: see trailboss.parcels
+
+    def declarations(self) -> Parcel | None:
+        """The pipelines by name."""
+        return self.estate.declarations()
+
+    def next_parcel(self) -> Parcel | None:
+        """The next jobs for the successor; from the first call on none of them is handed out here."""
+        self.dispatcher.close()
+        return self.estate.next_parcel()
+
+    async def receive(self, content: object) -> int:
+        """Jobs and pipelines of the predecessor. Raises ParcelRefused."""
+        return await self.estate.receive(content)
 
     def _left_in_memory(self) -> int:
         """Jobs that end with this process and that its workers can still be given."""
@@ -237,6 +274,12 @@ class JobsPlugin(Plugin):
         self.dispatcher.pump()
 
     def _say_what_is_lost(self) -> None:
+        heir = self.handover.heir
+        if heir is not None and heir.on_the_way(self.name):
+            log.warning(
+                "this server ends before the new one has answered for some jobs",
+                jobs=heir.on_the_way(self.name),
+            )
         for pipeline in self.pipelines.by_name.values():
             books = pipeline.books()
             left = books.waiting + books.delayed + books.running

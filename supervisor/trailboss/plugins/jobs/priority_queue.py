@@ -12,7 +12,7 @@ Pure: no clock, no input or output, and nothing of trio.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush, heapreplace
 from typing import Generic, Protocol, TypeVar
 
@@ -28,6 +28,10 @@ class Ranked(Protocol):
 
 
 ItemT = TypeVar("ItemT", bound=Ranked)
+
+
+def _sequence_of(item: Ranked) -> int:
+    return item.sequence
 
 
 class PriorityQueue(Generic[ItemT]):
@@ -84,6 +88,32 @@ class PriorityQueue(Generic[ItemT]):
             place += 1
         bucket.insert(place, item)
         if place == 0 and bucket is self._first and self._merge is not None:
+            self._merge.offer(self)
+
+    def insert(self, items: Iterable[ItemT]) -> None:
+        """Put many items to the places that their sequence numbers give them.
+
+        Costs their number, and that of the waiting ones of their priorities that are younger than the oldest of them.
+        """
+        added: dict[int, list[ItemT]] = {}
+        for item in sorted(items, key=_sequence_of):
+            added.setdefault(item.priority, []).append(item)
+        for priority, some in added.items():
+            if priority not in self._buckets:
+                self._open_bucket(some[0])
+                self._buckets[priority].extend(some[1:])
+            else:
+                self._insert_into(self._buckets[priority], some)
+            self._size += len(some)
+
+    def _insert_into(self, bucket: deque[ItemT], some: list[ItemT]) -> None:
+        first, oldest = bucket[0], some[0].sequence
+        younger: list[ItemT] = []
+        while bucket and bucket[-1].sequence > oldest:
+            younger.append(bucket.pop())
+        younger.reverse()
+        bucket.extend(sorted([*younger, *some], key=_sequence_of) if younger else some)
+        if bucket[0] is not first and bucket is self._first and self._merge is not None:
             self._merge.offer(self)
 
     def pop(self) -> ItemT | None:

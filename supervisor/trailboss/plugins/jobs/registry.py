@@ -146,12 +146,17 @@ class Pipelines:
     async def declare(self, values: Mapping[str, str]) -> Pipeline:
         """Make and connect a pipeline from the texts of jobs.Declare. Raises RpcRefused."""
         name, kind, options = _read_declaration(values)
+        return await self.make(name, kind, options)
+
+    async def make(self, name: str, kind: str, options: Mapping[str, object]) -> Pipeline:
+        """Make and connect a pipeline at run time; consumed at once if `jobs.consume` names it. Raises RpcRefused."""
         if name in self.by_name:
             raise RpcRefused(f"pipeline {name} exists already; destroy it first")
         if self._drivers is None:
             raise RpcRefused("the jobs plugin is not running")
         try:
             pipeline = self.add(name, kind, options)
+            pipeline.declared = True
         except UnknownDriver as error:
             raise RpcRefused(str(error)) from None
         try:

@@ -5,6 +5,9 @@ bomb ends here, at `max_series` of one collector or `max_samples` lines of all o
 without harm to what was there before. Nothing is ever dropped to make room.
 
 A summary's quantiles are those of its last values: at most WINDOW_VALUES of them, none older than WINDOW_SECONDS.
+
+In an upgrade values move: `take_out` takes what there is away, `take_in` adds it elsewhere (or here again), so that a value
+that is counted meanwhile is in exactly one of two servers, and their sum is what applications have counted.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from trailboss.figures import Histogram
@@ -25,7 +29,16 @@ from trailboss.metrics import (
     histogram_samples,
 )
 
-__all__ = ["CollectorError", "Collectors", "Window"]
+__all__ = [
+    "CollectorError",
+    "CollectorShare",
+    "Collectors",
+    "NumberShare",
+    "Series",
+    "ValuesShare",
+    "Window",
+    "WindowShare",
+]
 
 #: Longest value of a label, in characters.
 LABEL_VALUE_LENGTH_MAX: Final = 256
@@ -39,12 +52,53 @@ class CollectorError(Exception):
     """A call that cannot be carried out; the text is for its author. Nothing has changed."""
 
 
+@dataclass(frozen=True, slots=True)
+class NumberShare:
+    """What a counter or a gauge had; `was_set`: somebody has set it, so it replaces instead of adding."""
+
+    value: float
+    was_set: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ValuesShare:
+    """What a histogram had: how many values in each bucket, and their sum."""
+
+    counts: tuple[int, ...]
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class WindowShare:
+    """What a summary had: number and sum of all values, and the last ones with their ages in seconds, the oldest first."""
+
+    count: int
+    total: float
+    recent: tuple[tuple[float, float], ...]
+
+
+Series = NumberShare | ValuesShare | WindowShare
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorShare:
+    """A collector on its way to another server, with some of its series by label values."""
+
+    spec: CollectorSpec
+    #: By an application; otherwise by the configuration, and the new one may do without.
+    declared: bool
+    series: dict[tuple[str, ...], Series] = field(default_factory=dict)
+
+
 class Window:
     """The last values of a summary, and the sums of all it ever had."""
 
     __slots__ = ("_next", "_times", "_values", "count", "total")
 
     def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
         self._values = array("d")
         self._times = array("d")
         self._next = 0
@@ -71,14 +125,43 @@ class Window:
             return [math.nan] * len(shares)
         return [recent[max(0, math.ceil(share * len(recent)) - 1)] for share in shares]
 
+    def take_out(self, now: float) -> WindowShare | None:
+        """Take away all that is in here; None where there is nothing."""
+        if not self.count:
+            return None
+        oldest = now - WINDOW_SECONDS
+        recent = tuple((value, now - at) for at, value in self._in_order() if at >= oldest)
+        share = WindowShare(self.count, self.total, recent)
+        self._clear()
+        return share
+
+    def take_in(self, share: WindowShare, now: float) -> None:
+        """Add what another window had."""
+        both = [*((now - age, value) for value, age in share.recent), *self._in_order()]
+        both.sort(key=lambda pair: pair[0])
+        count, total = self.count + share.count, self.total + share.total
+        self._clear()
+        for at, value in both[-WINDOW_VALUES:]:
+            self.observe(value, at)
+        self.count, self.total = count, total
+
+    def _in_order(self) -> list[tuple[float, float]]:
+        return sorted(zip(self._times, self._values, strict=True), key=lambda pair: pair[0])
+
 
 class _Collector:
     """One declared metric and its series, by label values."""
 
-    __slots__ = ("numbers", "samples_of_one", "spec", "values")
+    __slots__ = ("declared", "moved", "numbers", "samples_of_one", "set_here", "spec", "told", "values")
 
-    def __init__(self, spec: CollectorSpec) -> None:
+    def __init__(self, spec: CollectorSpec, declared: bool) -> None:
         self.spec = spec
+        self.declared = declared
+        #: Another server knows that it exists, and that these series do.
+        self.told = False
+        self.moved: set[tuple[str, ...]] = set()
+        #: Series of a gauge that were set, not only added to.
+        self.set_here: set[tuple[str, ...]] = set()
         #: Series of a counter or a gauge.
         self.numbers: dict[tuple[str, ...], float] = {}
         #: Series of a histogram or a summary.
@@ -103,6 +186,50 @@ class _Collector:
             self.numbers[values] = 0.0
         else:
             self.values[values] = Histogram(self.spec.bounds) if self.spec.kind == "histogram" else Window()
+
+    def take_out(self, limit: int, now: float) -> CollectorShare:
+        """Take away the content of at most `limit` series; those stay, without a value."""
+        share = CollectorShare(self.spec, self.declared)
+        for key, number in self.numbers.items():
+            if len(share.series) >= limit:
+                break
+            if number or key in self.set_here or key not in self.moved:
+                share.series[key] = NumberShare(number, key in self.set_here)
+                self.set_here.discard(key)
+        for key in share.series:
+            self.numbers[key] = 0.0
+        self.moved.update(share.series)
+        for key, figures in self.values.items():
+            if len(share.series) >= limit:
+                break
+            taken = figures.take_out(now) if isinstance(figures, Window) else _take_counts(figures)
+            if taken is not None:
+                share.series[key] = taken
+        return share
+
+    def take_in(self, key: tuple[str, ...], series: Series, now: float) -> None:
+        """Add what a series had, which is there and of its kind. A gauge that was set here keeps its value."""
+        if isinstance(series, NumberShare):
+            if key not in self.set_here:
+                self.numbers[key] = series.value if series.was_set else self.numbers[key] + series.value
+            return
+        figures = self.values[key]
+        if isinstance(figures, Window):
+            assert isinstance(series, WindowShare)  # by `fits`
+            figures.take_in(series, now)
+        else:
+            assert isinstance(series, ValuesShare)  # by `fits`
+            figures.counts[:] = [
+                one + other for one, other in zip(figures.counts, series.counts, strict=True)
+            ]
+            figures.total += series.total
+
+    def fits(self, series: Series) -> bool:
+        """Whether this is what a series of such a collector has."""
+        kind = {"histogram": ValuesShare, "summary": WindowShare}.get(self.spec.kind, NumberShare)
+        if isinstance(series, ValuesShare) and len(series.counts) != len(self.spec.bounds) + 1:
+            return False
+        return isinstance(series, kind)
 
     def sample_names(self) -> set[str]:
         """Return every name of a line it has in a scrape."""
@@ -150,7 +277,7 @@ class Collectors:
 
     # --- declaring ------------------------------------------------------------------------------------------------------
 
-    def declare(self, spec: CollectorSpec) -> None:
+    def declare(self, spec: CollectorSpec, *, by_application: bool = True) -> None:
         """Make a collector; one that is there already and equal stays as it is. Raises CollectorError."""
         known = self._by_name.get(spec.name)
         if known is not None:
@@ -166,7 +293,7 @@ class Collectors:
         if len(self._by_name) >= COLLECTORS_MAX:
             self.refused += 1
             raise CollectorError(f"there are {COLLECTORS_MAX} collectors already, and no room for more")
-        collector = _Collector(spec)
+        collector = _Collector(spec, by_application)
         taken = sorted(collector.sample_names() & self._sample_names.keys())
         if taken:
             raise CollectorError(
@@ -227,6 +354,8 @@ class Collectors:
     def _change(self, collector: _Collector, value: float, labels: Sequence[str], *, is_set: bool) -> None:
         key = self._series(collector, value, labels)
         collector.numbers[key] = value if is_set else collector.numbers[key] + value
+        if is_set:
+            collector.set_here.add(key)
 
     def _gauge(self, name: str, method: str) -> _Collector:
         collector = self._find(name, "undefined collector {}")
@@ -248,7 +377,10 @@ class Collectors:
         spec = collector.spec
         if not math.isfinite(value):
             raise CollectorError(f"the value for {spec.name} is no finite number")
-        key = tuple(labels)
+        return self._series_of(collector, tuple(labels))
+
+    def _series_of(self, collector: _Collector, key: tuple[str, ...]) -> tuple[str, ...]:
+        spec = collector.spec
         if key in collector.numbers or key in collector.values:
             return key
         if not key:
@@ -282,12 +414,77 @@ class Collectors:
             )
         self.samples += collector.samples_of_one
 
+    # --- moving ---------------------------------------------------------------------------------------------------------
+
+    def specs(self) -> list[CollectorShare]:
+        """Return every collector without its content."""
+        return [CollectorShare(item.spec, item.declared) for item in self._by_name.values()]
+
+    def take_out(self, series_max: int, now: float) -> list[CollectorShare]:
+        """Take away the content of at most `series_max` series; an empty list says that nothing is left."""
+        shares: list[CollectorShare] = []
+        left = series_max
+        for collector in self._by_name.values():
+            if left <= 0:
+                break
+            share = collector.take_out(left, now)
+            if share.series or not collector.told:
+                collector.told = True
+                shares.append(share)
+                left -= len(share.series)
+        return shares
+
+    def take_in(self, shares: Sequence[CollectorShare], now: float) -> list[str]:
+        """Add what `take_out` has taken away here or elsewhere; return what could not be, in words for people.
+
+        A collector that an application has declared is made; one of the configuration counts where it is in this one's.
+        """
+        problems: list[str] = []
+        for share in shares:
+            name = share.spec.name
+            try:
+                if share.declared:
+                    self.declare(share.spec)
+            except CollectorError as error:
+                problems.append(str(error))
+                continue
+            collector = self._by_name.get(name)
+            if collector is None:
+                continue  # the configuration has done away with it
+            if collector.spec != share.spec:
+                problems.append(
+                    f"the collector `{name}` differs in {', '.join(_differences(collector.spec, share.spec))}"
+                )
+                continue
+            problems += self._take_in_series(collector, share, now)
+        return problems
+
+    def _take_in_series(self, collector: _Collector, share: CollectorShare, now: float) -> Iterator[str]:
+        for key, series in share.series.items():
+            try:
+                if not collector.fits(series):
+                    raise CollectorError(f"a series of the collector `{share.spec.name}` is of another kind")
+                self._series_of(collector, key)
+            except CollectorError as error:
+                yield str(error)
+                return
+            collector.take_in(key, series, now)
+
     # --- reading --------------------------------------------------------------------------------------------------------
 
     def families(self, now: float) -> Iterator[Family]:
         """Yield what is scraped, one family a collector."""
         for collector in tuple(self._by_name.values()):
             yield collector.family(now)
+
+
+def _take_counts(figures: Histogram) -> ValuesShare | None:
+    if not figures.count:
+        return None
+    share = ValuesShare(tuple(figures.counts), figures.total)
+    figures.counts[:] = [0] * len(figures.counts)
+    figures.total = 0.0
+    return share
 
 
 def _differences(one: CollectorSpec, other: CollectorSpec) -> list[str]:

@@ -22,7 +22,9 @@ from trailboss.figures import Histogram
 from trailboss.handover import Handover, Offer, Passed
 from trailboss.log import logger
 from trailboss.metrics import CollectorSpec, Exposition, Family, MetricSources, ScrapePage, counter, gauge
-from trailboss.plugins.metrics.collectors import CollectorError, Collectors
+from trailboss.parcels import Parcel
+from trailboss.plugins.metrics.collectors import CollectorError, Collectors, CollectorShare
+from trailboss.plugins.metrics.estate import ESTATE_VERSION, SERIES_MAX, pack_shares, read_shares
 from trailboss.plugins.metrics.exposition import Scrapes
 from trailboss.reactor import Reactor
 from trailboss.small_http import SmallAnswer, SmallRequest, SmallServer, bind_port
@@ -85,6 +87,7 @@ class MetricsPlugin(Plugin):
         services.provide(Exposition, self)  # type: ignore[type-abstract] # the key of a service may be a Protocol
         if self._config is not None:
             self._declare_configured(self._config.collect)
+            self._handover.add_estate(self.name, ESTATE_VERSION, self)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._sample_lag, reactor)
@@ -97,11 +100,18 @@ class MetricsPlugin(Plugin):
                     nursery.start_soon(_import_library)
                 task_status.started()
                 await stopping.wait()
+                # What has been counted here since the change; the workers have ended by now.
+                await self._handover.deliver(self.name)
                 nursery.cancel_scope.cancel("the metrics plugin stops")
         finally:
             server, self._server = self._server, None
             if server is not None:
                 server.close()
+
+    async def drain(self) -> None:
+        """Wait for what the server before this one still has, where there is another one after it."""
+        if self._handover.given_up:
+            await self._handover.received.wait()
 
     def rpc_methods(self) -> Sequence[RpcMethod]:
         """Return the methods of the service `metrics`, where the configuration has the section."""
@@ -138,6 +148,29 @@ class MetricsPlugin(Plugin):
     def address(self) -> str:
         """host:port where the port is bound, "" where it is not."""
         return self._server.address if self._server is not None else ""
+
+    # --- the estate: see trailboss.parcels ----------------------------------------------------------------------------
+
+    def declarations(self) -> Parcel | None:
+        """The collectors, without their values."""
+        return _parcel(self.collectors.specs(), lambda: None)
+
+    def next_parcel(self) -> Parcel | None:
+        """Some values, which are gone from here."""
+        shares = self.collectors.take_out(SERIES_MAX, trio.current_time())
+
+        def put_back() -> None:
+            self.collectors.take_in(shares, trio.current_time())
+
+        return _parcel(shares, put_back)
+
+    async def receive(self, content: object) -> int:
+        """Add the values of the predecessor; what does not fit is logged and left out. Raises ParcelRefused."""
+        shares = read_shares(content)
+        problems = self.collectors.take_in(shares, trio.current_time())
+        if problems:
+            log.warning("metrics of the old server are left out", number=len(problems), reason=problems[0])
+        return sum(len(share.series) for share in shares)
 
     # --- scrapes ------------------------------------------------------------------------------------------------------
 
@@ -261,7 +294,7 @@ class MetricsPlugin(Plugin):
     def _declare_configured(self, collect: Mapping[str, CollectorConfig]) -> None:
         for name, collector in collect.items():
             try:
-                self.collectors.declare(spec_of(name, collector))
+                self.collectors.declare(spec_of(name, collector), by_application=False)
             except (
                 CollectorError
             ) as error:  # the loader has checked each; what is left are names that collide
@@ -291,6 +324,11 @@ class MetricsPlugin(Plugin):
 
     def _rpc_unregister(self, name: str, _caller: Caller) -> bool:
         return _guarded("metrics_plugin_unregister", self.collectors.unregister, name)
+
+
+def _parcel(shares: Sequence[CollectorShare], put_back: Callable[[], None]) -> Parcel | None:
+    items = sum(len(share.series) for share in shares)
+    return Parcel(pack_shares(shares), items, put_back) if shares else None
 
 
 async def _import_library() -> None:

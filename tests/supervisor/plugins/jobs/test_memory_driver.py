@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trailboss.plugins.jobs.contract import DriverHost, DriverSettings, Job, PushRefused, Room
+from trailboss.plugins.jobs.contract import DriverHost, DriverSettings, Job, PushRefused, Room, Share
 from trailboss.plugins.jobs.drivers import DRIVERS, UnknownDriver, make_driver
 from trailboss.plugins.jobs.drivers.memory import MemoryDriver
 from trailboss.testing.check_jobs_driver import (
@@ -81,6 +81,8 @@ class DriverMachine(RuleBasedStateMachine):
         self.done = 0
         self.running: list[Job] = []
         self.served: dict[int, list[int]] = {}
+        self.away: list[Share] = []
+        self.gone = 0
 
     @rule(
         priority=st.integers(1, 3),
@@ -151,6 +153,38 @@ class DriverMachine(RuleBasedStateMachine):
         before = self.driver.books()
         assert len(self.driver.purge(None)) == before.dead_listed
 
+    @rule(bytes_about=st.sampled_from([1, 200, 10_000]))
+    def let_go(self, bytes_about: int) -> None:
+        waiting = list(self.driver.ready)
+        before = self.driver.books()
+        share = self.driver.let_go(bytes_about)
+        if share is None:
+            assert before.waiting + before.delayed + before.dead_listed == 0
+            return
+        assert share.waiting == waiting[: len(share.waiting)]
+        assert [due for due, _ in share.delayed] == sorted(due for due, _ in share.delayed)
+        assert self.driver.books().handed_over == before.handed_over + len(share)
+        self.away.append(share)
+
+    @precondition(lambda self: self.away)
+    @rule()
+    def take_back(self) -> None:
+        share = self.away.pop()
+        self.driver.take_back(share)
+        waiting = list(self.driver.ready)
+        assert waiting == sorted(waiting, key=lambda job: (job.priority, job.sequence))
+
+    @precondition(lambda self: self.away)
+    @rule()
+    def another_takes_over(self) -> None:
+        share = self.away.pop()
+        self.gone += len(share)
+        other = MemoryDriver(DriverSettings("main", dead_letter_limit=3), make_host(Room(1), self.clock, []))
+        other.take_over(share)
+        books = other.books()
+        assert books.balanced
+        assert books.taken_over == len(share) == books.waiting + books.delayed + books.dead
+
     @rule()
     def destroy(self) -> None:
         if self.number % 7 == 6:
@@ -164,6 +198,7 @@ class DriverMachine(RuleBasedStateMachine):
         assert (books.pushed, books.done, books.running) == (self.pushed, self.done, len(self.running))
         assert self.room.used == books.waiting + books.delayed + books.running
         assert books.dead_listed <= 3
+        assert books.handed_over == self.gone + sum(len(share) for share in self.away)
 
 
 DriverMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

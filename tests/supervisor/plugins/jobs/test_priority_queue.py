@@ -137,6 +137,14 @@ class MergeMachine(RuleBasedStateMachine):
         self.queues[item.queue].restore(item)
         self.waiting.append(item)
 
+    @precondition(lambda self: self.taken)
+    @rule(number=st.integers(0, 2), split=st.integers(1, 5))
+    def insert(self, number: int, split: int) -> None:
+        items = [item for item in self.taken if item.queue == number][:split]
+        self.taken = [item for item in self.taken if item not in items]
+        self.queues[number].insert(items)
+        self.waiting += items
+
     @rule(number=st.integers(0, 2))
     def leave(self, number: int) -> None:
         self.joined.discard(number)

@@ -1,4 +1,4 @@
-"""The memory driver: a queue in the server's own memory, fast, and lost with the process.
+"""The memory driver: a queue in the server's own memory, fast, and lost with the process unless another takes it over.
 
 Ready jobs are in the pipeline's priority queue, delayed ones in a heap, dead letters in a bounded list. Nothing waits
 for anything, so every verb is done when it returns. Accepted jobs end in exactly one of the counters; the counters are
@@ -20,6 +20,7 @@ from trailboss.plugins.jobs.contract import (
     Job,
     JobsDriver,
     PushRefused,
+    Share,
 )
 from trailboss.plugins.jobs.delays import DelayHeap
 
@@ -49,6 +50,8 @@ class MemoryDriver(JobsDriver):
         self._destroyed = 0
         self._dead_dropped = 0
         self._dead_purged = 0
+        self._handed_over = 0
+        self._taken_over = 0
 
     def free_places(self) -> int:
         """How many jobs fit into `jobs.pipeline_size`, which all pipelines share."""
@@ -133,6 +136,8 @@ class MemoryDriver(JobsDriver):
             dead_listed=dead_listed,
             dead_dropped=self._dead_dropped,
             dead_purged=self._dead_purged,
+            handed_over=self._handed_over,
+            taken_over=self._taken_over,
         )
 
     def destroy(self) -> int:
@@ -168,6 +173,60 @@ class MemoryDriver(JobsDriver):
         self._dead_purged += len(chosen)
         return [letter.job.id for letter in chosen]
 
+    def let_go(self, bytes_about: int) -> Share | None:
+        """Give away what waits, then what is delayed, then dead letters."""
+        share = Share()
+        left = bytes_about
+        while left > 0 and (job := self.ready.pop()) is not None:
+            share.waiting.append(job)
+            left -= _size_of(job)
+        while left > 0 and (entry := self._delayed.take_first()) is not None:
+            share.delayed.append(entry)
+            left -= _size_of(entry[1])
+        while left > 0 and self._dead:
+            letter = self._dead.popleft()
+            share.dead.append(letter)
+            left -= _size_of(letter.job) + len(letter.reason)
+        if not share:
+            return None
+        self._room.used -= len(share.waiting) + len(share.delayed)
+        self._handed_over += len(share)
+        return share
+
+    def take_back(self, share: Share) -> None:
+        """Put everything back; of a pipeline that was destroyed meanwhile it is dropped."""
+        self._handed_over -= len(share)
+        self._keep(share)
+        self._list_dead([*share.dead, *self._dead])
+        if self._destroyed_pipeline:
+            self._count_destroyed(self.ready.clear() + self._delayed.clear())
+
+    def take_over(self, share: Share) -> None:
+        """Take everything in. Dead letters beyond the limit are dropped, the oldest first."""
+        self._taken_over += len(share)
+        self._keep(share)
+        self._list_dead(sorted([*share.dead, *self._dead], key=lambda letter: letter.died_at))
+
+    def _list_dead(self, letters: list[DeadLetter]) -> None:
+        dropped = max(0, len(letters) - self.settings.dead_letter_limit)
+        self._dead = deque(letters[dropped:])
+        self._dead_dropped += dropped
+        if dropped:
+            log.warning(
+                "dead letters dropped in an upgrade, the list is full",
+                pipeline=self.settings.pipeline,
+                dropped=dropped,
+                limit=self.settings.dead_letter_limit,
+            )
+
+    def _keep(self, share: Share) -> None:
+        self._room.used += len(share.waiting) + len(share.delayed)
+        self.ready.insert(share.waiting)
+        for due, job in share.delayed:
+            self._delayed.add(due, job)
+        if share.delayed:
+            self.host.wake_at(min(due for due, _ in share.delayed))
+
     def _split_dead(self, ids: Collection[str] | None) -> tuple[deque[DeadLetter], deque[DeadLetter]]:
         if ids is None:
             return self._dead, deque()
@@ -183,3 +242,8 @@ class MemoryDriver(JobsDriver):
     def _count_destroyed(self, jobs: int) -> None:
         self._destroyed += jobs
         self._room.used -= jobs
+
+
+def _size_of(job: Job) -> int:
+    """Return about how many bytes a job has on its way to another server."""
+    return 64 + len(job.payload) + len(job.headers) + len(job.id) + len(job.name)
