@@ -41,17 +41,13 @@ def garbage(worker: Worker, flags: int, where: str, count: int) -> None:
     """So many bytes that are no frame, before, inside or after the answer, or alone."""
     text = (GARBAGE * (count // len(GARBAGE) + 1))[:count]
     answer = encode_payload(GOOD, b"good" * 100, flags)
-    if where == "alone":
+    if where == "after":
+        worker.respond(b"good" * 100, GOOD, flags)
         write(worker, text)
-        time.sleep(3600)
-    parts = {
-        "before": text + answer,
-        "inside": answer[:7] + text + answer[7:],
-        "after": answer + text,
-    }
+        return
+    parts = {"before": text + answer, "inside": answer[:7] + text + answer[7:], "alone": text}
     write(worker, parts[where])
-    if where != "after":
-        time.sleep(3600)
+    time.sleep(3600)
 
 
 def leave_children(worker: Worker) -> None:
