@@ -61,6 +61,9 @@ while (($request = $worker->waitRequest()) !== null) {
                 \posix_kill(\getmypid(), 9); // exit() would wait for them
             }
             break;
+        case '/orphans':
+            \shell_exec('for number in 1 2 3 4 5; do sleep 0.05 >/dev/null 2>&1 </dev/null & done');
+            break;
         case '/keep':
             $kept[] = \str_repeat('m', (int) $query['mb'] << 20);
             break;

@@ -20,6 +20,8 @@ from trailboss_worker.sdk import RPC, RpcError, Worker
 GOOD = b'{"status":200,"headers":{"Content-Type":["text/plain"]}}'
 #: No first byte of a frame, nor anything else of one.
 GARBAGE = b"PHP Warning:  Undefined variable $x in /app/worker.php on line 3\n"
+#: Children that end when their parent has ended long before.
+ORPHANS = "for number in 1 2 3 4 5; do sleep 0.05 >/dev/null 2>&1 </dev/null & done"
 kept: list[bytes] = []
 
 
@@ -81,6 +83,8 @@ def answer(worker: Worker, path: str, query: dict[str, str], flags: int) -> None
         leave_children(worker)
         if "how" in query:
             end(query["how"])
+    elif path == "/orphans":
+        subprocess.run(["sh", "-c", ORPHANS], check=True)
     elif path == "/keep":
         kept.append(b"m" * (int(query["mb"]) << 20))
     elif path == "/burst":
