@@ -5,7 +5,6 @@ every pool whole, books balanced, no descriptor gained, no traceback, no process
 test_roadrunner_cases_life.py.
 """
 
-
 from __future__ import annotations
 
 import os

@@ -365,6 +365,10 @@ class Server:
             return b"server started" in (self.folder / "stdout").read_bytes()
 
         await until(ready, seconds, lambda: f"the server ready; {self.tail()}")
+        self.note_descriptors()
+
+    def note_descriptors(self) -> None:
+        """Remember the present descriptors as those it may have."""
         self._descriptors = descriptors(self.pid)
 
     async def stop(self, seconds: float = STOP_SECONDS) -> int:
