@@ -86,10 +86,10 @@ async def test_case_death_between_reply_and_recycle(kind: str, tmp_path: Path) -
 GARBAGE = [
     (where, count)
     for where, counts in {
-        "before": (1, 11, 12, 64, 5000),
-        "inside": (1, 11, 12, 64, 5000),
-        "after": (1, 11, 12, 64, 5000),
-        "alone": (1, 11, 12),
+        "before": (1, 11, 12, 5000),
+        "inside": (1, 11, 12, 5000),
+        "after": (1, 11, 12, 5000),
+        "alone": (1, 12),
     }.items()
     for count in counts
 ]
