@@ -23,6 +23,7 @@ import trio
 from case_kit import (
     COMMANDS,
     KINDS,
+    MOSTLY_PHP,
     PHP,
     ask,
     deaths,
@@ -90,20 +91,18 @@ async def test_case_kill_in_the_handshake(command: str, tmp_path: Path) -> None:
     """A worker killed before it has said hello is replaced, whatever it was started for; RoadRunner tries again once a
     second and then gives the slot up for ever. (At every moment and byte: test_worker_start.py.)"""
     config = configuration(tmp_path, command, 2)
-    config["server"]["env"]["BOOT_SLEEP_MS"] = "200"
+    config["server"]["env"]["BOOT_SLEEP_MS"] = "150"
     with trio.fail_after(60 * PATIENCE):
         async with serving(tmp_path, config) as server:
-            for number in range(2):
-                before = set(children_of(server.pid))
-                os.kill(next(iter(await pids(server, "jobs"))), signal.SIGKILL)
-                os.kill(await newborn(server, before), signal.SIGKILL)
-                await server.wait_whole(deaths=2 * number + 2)
-                await server.push("ack", f"job-{number}")  # and so a proved worker is the next to be killed
-                await server.push("ack", f"more-{number}")
-                await server.wait_quiet()
+            before = set(children_of(server.pid))
+            os.kill(next(iter(await pids(server, "jobs"))), signal.SIGKILL)
+            os.kill(await newborn(server, before), signal.SIGKILL)
+            await server.wait_whole(deaths=2)
+            await server.push("ack", "job")
+            assert (await server.wait_quiet())["done"] == 1
             found = await deaths(server, "jobs")
-    assert {"signal"} == {death["cause"] for death in found}
-    assert sum(death["phase"] != "ready" for death in found) >= 2
+    assert [death["cause"] for death in found] == ["signal", "signal"]
+    assert sorted(death["phase"] == "ready" for death in found) == [False, True]
 
 
 async def test_case_handshake_never_or_late(tmp_path: Path) -> None:
@@ -133,7 +132,7 @@ async def test_case_handshake_never_or_late(tmp_path: Path) -> None:
             go.touch()
             await server.wait_whole(deaths=1)
             assert late in await pids(server, "jobs")
-            for order in ("boot", "request", "part-9", "part-20"):
+            for order in ("boot", "part-9"):
                 known = len(await deaths(server, "jobs"))
                 silent = seen(await born_over(order))
                 await server.wait_whole(deaths=known + 2)
@@ -144,7 +143,7 @@ async def test_case_handshake_never_or_late(tmp_path: Path) -> None:
             go.touch()
             await server.wait_whole()
             causes = [death["cause"] for death in await deaths(server, "jobs")]
-    assert causes.count("boot_timeout") >= 5, causes
+    assert causes.count("boot_timeout") >= 3, causes
 
 
 async def test_case_crash_loop_after_the_handshake(tmp_path: Path) -> None:
@@ -169,7 +168,7 @@ async def run_crash_loop(folder: Path, *, by_itself: bool) -> None:
             (folder / "plan").write_text("hello 9\n" * orders)
             for pid in await pids(server, "jobs"):
                 os.kill(pid, signal.SIGKILL)
-            end = trio.current_time() + 3
+            end = trio.current_time() + (3 if by_itself else 2)
             while trio.current_time() < end:
                 assert (await ask(port, "/pid")).status == 200
                 await server.push("ack", secrets.token_hex(4))
@@ -224,7 +223,7 @@ async def ask_until(port: int, over: trio.Event) -> None:
         assert (await ask(port, "/slow?ms=5")).status == 200
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MOSTLY_PHP)
 async def test_case_reload_with_one_corpse(kind: str, tmp_path: Path) -> None:
     """A reset over one dead and one busy worker is as quick as any, and what runs ends well; RoadRunner counts the corpse
     as idle and stops the busy one, or waits the whole reset_timeout."""
@@ -538,9 +537,7 @@ def zombies_of(pid: int) -> list[int]:
 
 
 @pytest.mark.skipif(not may_unshare(), reason="no process here may make a numbering of its own")
-@pytest.mark.parametrize(
-    "kind", [pytest.param("php", marks=PHP), pytest.param("python", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("kind", MOSTLY_PHP)
 async def test_case_zombies_as_pid_1(kind: str, tmp_path: Path) -> None:
     """As PID 1 the server waits for the orphans of its workers, and takes none of its own workers for one; in a container
     RoadRunner collects zombies until there is no room for a process."""

@@ -25,6 +25,9 @@ COMMANDS = {
     "python": [sys.executable, f"{TESTS}/support/case_worker.py"],
 }
 KINDS = [pytest.param("php", marks=PHP), "python"]
+#: Where it hardly matters which: the one always, the other in the long tier.
+MOSTLY_PHP = [pytest.param("php", marks=PHP), pytest.param("python", marks=pytest.mark.long)]
+MOSTLY_PYTHON = ["python", pytest.param("php", marks=[*PHP, pytest.mark.long])]
 #: A client waits so long for an answer; where RoadRunner hangs there is none.
 ANSWER_SECONDS = 5.0 * PATIENCE
 
