@@ -38,6 +38,7 @@ from live_server import (
     PHASE_WORKER,
     PHP_WORKER,
     PYTHON_WORKER,
+    TESTS,
     Answers,
     CallFailed,
     Client,
@@ -181,6 +182,30 @@ async def run_crash_loop(folder: Path, *, by_itself: bool) -> None:
             await server.wait_whole(31 if by_itself else 5)
             books = await server.wait_quiet()
             assert books["done"] == books["pushed"]
+
+
+HOSTILE = [sys.executable, "-I", "-S", f"{TESTS}/processes/programs/hostile.py"]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        pytest.param([*HOSTILE, "garbage-short"], "Hi", id="3 bytes"),
+        pytest.param([*HOSTILE, "garbage-long"], "Undefined variable $x", id="65 bytes"),
+        pytest.param(["php", "warns.php"], "Warning: in the way", id="php", marks=PHP),
+    ],
+)
+async def test_case_garbage_before_the_hello(command: list[str], words: str, tmp_path: Path) -> None:
+    """A worker that says something else before its hello ends the start at once, and what it said is told; RoadRunner
+    waits allocate_timeout for the rest of 12 bytes."""
+    program = PHP_WORKER.removeprefix("php ")
+    (tmp_path / "warns.php").write_text(f"<?php echo 'Warning: in the way'; require '{program}';\n")
+    config = configuration(tmp_path, workers=2, server__command=command)
+    with trio.fail_after(20 * PATIENCE):
+        async with serving(tmp_path, config, wait=False, check=False) as server:
+            assert await server.wait_exit(5 * PATIENCE) == 1
+            assert words in server.stderr()
+            assert "Traceback" not in server.stderr()
 
 
 # --- reloads ---------------------------------------------------------------------------------------------------------
