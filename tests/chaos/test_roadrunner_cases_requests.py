@@ -27,7 +27,7 @@ from case_kit import (
     web_configuration,
 )
 from http_server import request
-from live_server import PATIENCE, Client, marked, push_argument, seen, serving, until, until_async
+from live_server import PATIENCE, Client, Server, marked, push_argument, seen, serving, until, until_async
 
 from trailboss_worker.protocol.frames import JSON, PROTO
 from trailboss_worker.protocol.rpc import encode_request
@@ -53,7 +53,8 @@ async def test_case_reply_then_exit_many_times(kind: str, tmp_path: Path) -> Non
 
 
 async def run_leaving(kind: str, folder: Path, rounds: int) -> None:
-    config = web_configuration(folder, kind, 4)
+    # A request that meets the corpse of the one before is tried again; a lost reply would be too, but costs a worker more.
+    config = web_configuration(folder, kind, 4, retry=True)
     port = port_of(config)
     count = 0
     with trio.fail_after((20 + 2 * rounds * len(SIZES)) * PATIENCE):
@@ -67,9 +68,8 @@ async def run_leaving(kind: str, folder: Path, rounds: int) -> None:
                         how,
                     )
                     count += 1
-            await wait_pool(server)
-            pool = await server.pool("http")
-            assert count == pool["deaths"]
+            await wait_pool(server, deaths=count)
+            assert count == (await server.pool("http"))["deaths"]
 
 
 @pytest.mark.parametrize("kind", MOSTLY_PHP)
@@ -82,14 +82,27 @@ async def test_case_death_between_reply_and_recycle(kind: str, tmp_path: Path) -
         async with serving(tmp_path, config) as server:
             for number in range(4):
                 how = "kill" if number % 2 else "0"
+                before = await pids(server)
                 reply = await ask(port, f"/leave?n=70000&how={how}", "POST")  # which is never tried again
                 assert reply.body == b"x" * 70_000
+                await gone(server, before)
                 assert (await ask(port, "/pid")).status == 200
                 await wait_pool(server)
-                for pid in await pids(server):
-                    os.kill(pid, signal.SIGKILL)
-                reply = await ask(port, "/pid")  # nobody knows yet that they are dead
+                victim = next(iter(await pids(server)))
+                os.kill(victim, signal.SIGKILL)
+                reply = await ask(port, "/pid")  # nobody knows yet that it is dead
                 assert reply.status == 200, (number, reply)
+                await gone(server, {victim})
+                await wait_pool(server)
+
+
+async def gone(server: Server, known: set[int]) -> None:
+    """Return when the server knows that one of these workers is no more."""
+
+    async def one_less() -> bool:
+        return bool(known - await pids(server))
+
+    await until_async(one_less, 3 * PATIENCE, f"one of {known} gone")
 
 
 #: Where, and how many bytes: below the 12 of a header, a header, and more.
@@ -109,14 +122,15 @@ GARBAGE = [
 async def test_case_garbage_before_inside_and_after_a_frame(kind: str, tmp_path: Path) -> None:
     """1 to 40 bytes that are no frame end their worker at once, with no limit set; RoadRunner waits for ever for the
     rest of less than 12 bytes, and takes 12 for a header."""
-    config = web_configuration(tmp_path, kind, 2)
+    # The garbage behind an answer may come when the worker has got the next request: that one is tried again.
+    config = web_configuration(tmp_path, kind, 2, retry=True)
     port = port_of(config)
     # PHP's SDK writes a frame in one piece, so nothing can get inside.
     rows = [row for row in GARBAGE if kind == "python" or row[0] != "inside"]
     with trio.fail_after(60 * PATIENCE):
         async with serving(tmp_path, config) as server:
             for number, (where, count) in enumerate(rows):
-                reply = await ask(port, f"/garbage?where={where}&n={count}")
+                reply = await ask(port, f"/garbage?where={where}&n={count}", "POST")
                 if where == "after":
                     assert reply.status == 200
                 else:
@@ -125,7 +139,7 @@ async def test_case_garbage_before_inside_and_after_a_frame(kind: str, tmp_path:
                 await wait_pool(server, deaths=number + 1)
             found = await deaths(server)
     assert len(rows) == len(found)
-    assert {death["cause"] for death in found} == {"stdout garbage", "protocol violation"}, found
+    assert {death["cause"] for death in found} <= {"stdout garbage", "protocol violation"}, found
 
 
 @pytest.mark.parametrize("kind", KINDS)
