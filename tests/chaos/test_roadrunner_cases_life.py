@@ -24,6 +24,7 @@ from case_kit import (
     COMMANDS,
     KINDS,
     MOSTLY_PHP,
+    MOSTLY_PYTHON,
     PHP,
     ask,
     deaths,
@@ -453,16 +454,14 @@ async def test_case_silent_and_garbage_clients_on_the_relay(
     config = configuration(tmp_path, command, 2)
     config["server"]["relay"] = relay
     with trio.fail_after(60 * PATIENCE):
-        async with serving(tmp_path, config) as server:
-            for number in range(2):
-                async with strangers(relay):
-                    for pid in await pids(server, "jobs"):
-                        os.kill(pid, signal.SIGKILL)
-                    await server.wait_whole(deaths=2 * number + 2)
-                    await server.call("resetter.Reset", "jobs")
-                    for index in range(4):
-                        await server.push("ack", f"{number}-{index}")
-                    await server.wait_quiet()
+        async with serving(tmp_path, config) as server, strangers(relay):
+            for pid in await pids(server, "jobs"):
+                os.kill(pid, signal.SIGKILL)
+            await server.wait_whole(deaths=2)
+            await server.call("resetter.Reset", "jobs")
+            for number in range(4):
+                await server.push("ack", f"job-{number}")
+            assert (await server.wait_quiet())["done"] == 4
 
 
 @pytest.mark.parametrize("scheme", ["unix", "tcp"])
@@ -521,7 +520,7 @@ async def test_case_sigterm_during_on_init(deaf: bool, tmp_path: Path) -> None:
             assert not Path(server.path).exists()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MOSTLY_PYTHON)
 async def test_case_supervisor_killed(kind: str, tmp_path: Path) -> None:
     """2 s after SIGKILL to the server nothing of it is left: workers busy and idle, their children in any session; the
     next start succeeds. RoadRunner's go on until they touch the pipe. (Under load, five times: test_acceptance_kills.py.)"""
