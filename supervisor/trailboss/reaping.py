@@ -2,7 +2,7 @@
 
 What this server has started is waited for by its owner, at once when it ends. So a child that has been dead for several
 seconds while the loop ran is nobody's: an orphan that came to us from a worker. A dead process keeps its number until it is
-waited for, so the one that was seen twice, with the same start time, is the one that is taken.
+waited for, so the one that was seen again and again, with the same start time, is the one that is taken.
 """
 
 from __future__ import annotations
@@ -17,30 +17,41 @@ import trio
 
 from trailboss.log import logger
 
-__all__ = ["dead_children", "overdue", "reap_orphans"]
+__all__ = ["dead_children", "look_again", "overdue", "reap_orphans"]
 
 log = logger("server")
 
-#: How long a dead child is left to whoever may wait for it.
-PATIENCE_SECONDS: Final = 5.0
+#: Number and start time of a dead process: how often it was seen.
+Looks = dict[tuple[int, str], int]
+
+
+#: A dead child is left to whoever may wait for it at so many looks, during each of which the loop has run.
+PATIENCE_LOOKS: Final = 5
+LOOK_SECONDS: Final = 1.0
 
 
 async def reap_orphans() -> None:
-    """Reap orphans until cancelled. An idle server is not woken for it."""
+    """Reap orphans until cancelled, each some 5 s after its end. An idle server is not woken for it."""
     with trio.open_signal_receiver(signal.SIGCHLD) as signals:
         while True:
             await anext(signals)
-            while seen := dead_children(os.getpid()):
-                await trio.sleep(PATIENCE_SECONDS)
-                for pid in overdue(seen, dead_children(os.getpid())):
+            looks: Looks = {}
+            while looks := look_again(looks, dead_children(os.getpid())):
+                for pid in overdue(looks):
                     with suppress(ChildProcessError):  # its owner was faster after all
                         os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222  it does not block
                         log.debug("orphan reaped", pid=pid)
+                await trio.sleep(LOOK_SECONDS)
 
 
-def overdue(before: Mapping[int, str], now: Mapping[int, str]) -> Collection[int]:
-    """Return the processes, number and start time, that were dead before and still are."""
-    return [pid for pid, started in now.items() if before.get(pid) == started]
+def look_again(before: Looks, dead: Mapping[int, str]) -> Looks:
+    """Return how often each of the processes that are dead now, number and start time, was seen so."""
+    return {who: before.get(who, 0) + 1 for who in dead.items()}
+
+
+def overdue(looks: Looks) -> Collection[int]:
+    """Return the processes that were dead at more looks than they are left alone."""
+    return [pid for (pid, _started), count in looks.items() if count > PATIENCE_LOOKS]
 
 
 def dead_children(parent: int) -> dict[int, str]:

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import trio
 
@@ -84,6 +84,17 @@ async def until_async(
 
 class Client(rpc_client.Client):
     """One RPC connection; one call at a time. Slow machines get more time."""
+
+    @classmethod
+    async def connect(cls, path: str) -> Self:
+        """Connect to a unix socket, or to `tcp://host:port`. Raises ConnectionGone."""
+        if not path.startswith("tcp://"):
+            return await super().connect(path)
+        host, _, port = path.removeprefix("tcp://").rpartition(":")
+        try:
+            return cls(await trio.open_tcp_stream(host, int(port)))
+        except OSError as error:
+            raise ConnectionGone(str(error)) from error
 
     async def call(self, method: str, argument: object = True, seconds: float = 20.0) -> Any:
         """As in the product. Raises CallFailed, ConnectionGone, TooSlowError."""
@@ -289,7 +300,11 @@ class Server:
     ) -> None:
         self.folder = folder
         self.mark = secrets.token_hex(8)
-        self.path = f"{folder}/rpc.sock"
+        #: Where RPC is: the path of its socket, or tcp://host:port.
+        listen = config.get("rpc", {}).get("listen", f"{folder}/rpc.sock")
+        self.path = str(listen).removeprefix("unix://")
+        #: What starts the server's own command, with its arguments.
+        self.launcher: Sequence[str] = ()
         self.log_path = folder / "server.log"
         self.ledger_path = folder / "ledger"
         self.config_path = folder / "trailboss.json"
@@ -306,7 +321,7 @@ class Server:
         """Start the process; returns at once."""
         with open(self.folder / "stdout", "wb") as out, open(self.folder / "stderr", "wb") as err:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "trailboss", "serve", *self._arguments],
+                [*self.launcher, sys.executable, "-m", "trailboss", "serve", *self._arguments],
                 cwd=self.folder,
                 env=self._env,
                 stdin=subprocess.DEVNULL,
@@ -350,6 +365,10 @@ class Server:
             return b"server started" in (self.folder / "stdout").read_bytes()
 
         await until(ready, seconds, lambda: f"the server ready; {self.tail()}")
+        self.note_descriptors()
+
+    def note_descriptors(self) -> None:
+        """Remember the present descriptors as those it may have."""
         self._descriptors = descriptors(self.pid)
 
     async def stop(self, seconds: float = STOP_SECONDS) -> int:

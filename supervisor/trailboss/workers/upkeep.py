@@ -37,8 +37,11 @@ RESIZE_RETRY_SECONDS = 5.0
 class Upkeep:
     """Recycling, the memory limit and the size of one pool."""
 
-    #: Memory of the workers is looked at so often where max_worker_memory is set.
-    MEMORY_SECONDS = 5.0
+    #: Memory of workers that work is looked at so often where max_worker_memory is set: one that has grown within a
+    #: single execution should not get many more.
+    MEMORY_SECONDS = 0.5
+    #: And that of workers which have done nothing since the last look.
+    MEMORY_IDLE_SECONDS = 5.0
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -171,13 +174,22 @@ class Upkeep:
     async def _watch_memory(self) -> None:
         """Retire workers above max_worker_memory, in their turn and after what they run."""
         pool = self._pool
+        looked: dict[int, int] = {}  # process id: executions at the last look
+        everybody_at = 0.0
         while pool.limits.memory_bytes:
             await trio.sleep(self.MEMORY_SECONDS)
+            if trio.current_time() >= everybody_at:
+                looked.clear()
+                everybody_at = trio.current_time() + self.MEMORY_IDLE_SECONDS
             proportional = pool.config.supervisor.memory_measure == "pss"
             for slot in pool.slots:
                 worker = slot.worker
                 if worker is None or worker.phase is not WorkerPhase.READY or slot.due is not None:
                     continue
+                executions = worker.lane.executions if worker.lane is not None else 0
+                if not worker.is_busy and looked.get(worker.pid) == executions:
+                    continue
+                looked[worker.pid] = executions
                 used = memory_bytes(worker.pid, proportional=proportional)
                 worker.note_memory(used)
                 if 0 < pool.limits.memory_bytes < used:
