@@ -318,6 +318,10 @@ class LaneOwner:
     def exec_slow(self) -> None:
         """slow_log has passed since the exec under way was begun; said once for each. It goes on."""
 
+    def is_dying(self) -> bool:
+        """Whether the worker is as good as dead, although nobody may have been told yet. Asks the kernel."""
+        return False
+
 
 class Lane:
     """See the module's text. `pid` is for messages only."""

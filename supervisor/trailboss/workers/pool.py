@@ -467,6 +467,16 @@ class Pool:
             except ValueError:
                 pass
 
+    def leave_out_the_dying(self) -> None:
+        """A worker has died, and what has killed it may have killed others that nobody has heard of yet.
+
+        What comes next, a request that is tried again for example, must not go to one of those: a killed process may
+        still take it out of its pipe, and then nobody can tell that it has never begun.
+        """
+        idle = self._idle
+        while idle and idle[-1].owner.is_dying():
+            idle.pop().parked = False
+
     @property
     def idle_count(self) -> int:
         """Ready workers with nothing to do."""

@@ -81,6 +81,10 @@ def resolve_identity(user: str, group: str = "", *, section: str = "server") -> 
     return Identity(user, entry.pw_uid, gid, groups)
 
 
+#: Flag of a process that is in its exit (include/linux/sched.h; part of /proc/PID/stat).
+_PF_EXITING = 0x4
+
+
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
     """How a process ended: its exit code or the signal that killed it, and what it had used.
@@ -153,6 +157,16 @@ class Process:
             return True
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
+    def is_dying(self) -> bool:
+        """Whether it has ended, is about to, or has been killed and does not know it yet."""
+        if self.status is not None:
+            return True
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb", buffering=0) as stat:
+                return says_dying(stat.read(4096))
+        except OSError:  # not reaped, so it is there: no descriptor left, or no /proc
+            return self.has_exited()
+
     def reap(self) -> ExitStatus:
         """Collect the exit status. Call it when the process has exited: otherwise it blocks."""
         if self.status is None:
@@ -171,6 +185,17 @@ class Process:
         if self.files is not None:
             self.files.close()
             self.files = None
+
+
+def says_dying(stat: bytes) -> bool:
+    """Whether /proc/PID/stat, as far as it was read, says that the process is dead, exits, or has SIGKILL pending."""
+    # The command name may hold blanks and brackets; what follows its last bracket is regular: proc(5), fields 3 and on.
+    fields = stat.rpartition(b")")[2].split()
+    try:
+        state, flags, pending = fields[0], int(fields[6]), int(fields[28])
+    except (IndexError, ValueError):
+        return False
+    return state in (b"Z", b"X") or bool(flags & _PF_EXITING) or bool(pending >> (signal.SIGKILL - 1) & 1)
 
 
 def _exit_status(code: int, usage: resource.struct_rusage) -> ExitStatus:

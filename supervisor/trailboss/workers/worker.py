@@ -271,6 +271,10 @@ class Worker(LaneOwner):
                 self.retire_cause = RetireCause.DEBUG
         self._poke()
 
+    def is_dying(self) -> bool:
+        """Whether the process has ended, or has been killed and only has not ended yet."""
+        return self.process is None or self.process.is_dying()
+
     def exec_overdue(self, exec_: Exec, begun: bytes) -> None:
         """Fact from the reactor: exec_ttl has passed over `exec_`, which gets its outcome there."""
         self._doing = exec_
@@ -808,6 +812,7 @@ class Worker(LaneOwner):
         shop.guard.discard(process.pid)
         shop.guard.end_strays(self._token)
         self._ended_at = shop.reactor.touch()
+        self._pool.leave_out_the_dying()
         self._settle_exec()
         if process.status is not None:
             process.close()

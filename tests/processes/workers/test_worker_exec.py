@@ -118,6 +118,27 @@ async def test_write_to_a_corpse_moves_on(stage: Stage) -> None:
     await stage.whole(pool)
 
 
+async def test_who_dies_together_is_left_out_together(stage: Stage) -> None:
+    """After one death nothing more is given to workers that are as good as dead, though nobody was told of them yet."""
+    pool = await stage.pool(num_workers=3)
+    for _ in range(5):
+        await stage.whole(pool)
+        for _ in range(3):
+            await stage.ask(pool, "echo")
+        *rest, survivor = [lane.pid for lane in reversed(pool.idle_lanes)]
+        for victim in rest:
+            os.kill(victim, signal.SIGKILL)
+        pool.leave_out_the_dying()  # no checkpoint in between: this is all that the pool knows
+        assert [lane.pid for lane in pool.idle_lanes] == [survivor]
+        outcomes = stage.submit(pool, "echo", b"survives")
+        assert body_of(await stage.exactly_one(outcomes)) == b"survives"
+        await until(lambda gone=rest: not any(map(is_alive, gone)))
+    await stage.whole(pool)
+    pool.leave_out_the_dying()
+    assert len(pool.idle_lanes) == 3
+    assert {death.phase for death in stage.deaths} == {"ready"}
+
+
 @pytest.mark.parametrize("size", [100, 60_000, 200_000])
 async def test_answer_written_just_before_the_exit(stage: Stage, size: int) -> None:
     """A worker that answers and exits at once loses no answer: 0 of 150."""

@@ -222,6 +222,10 @@ class FakeProcess(Process):
         """Whether it has ended."""
         return self.dead
 
+    def is_dying(self) -> bool:
+        """Whether it has ended."""
+        return self.dead
+
     def reap(self) -> ExitStatus:
         """Collect how it ended; one that lives would block the whole server."""
         if self.status is None:
