@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from trailboss.chaos.processes import (
 from trailboss.config import Config
 from trailboss.workers.workshop import resolve_command
 
-__all__ = ["PROGRAM", "Instance", "Privacy", "TooLate", "free_port", "privacy_of"]
+__all__ = ["PROGRAM", "Instance", "Privacy", "TooLate", "free_port", "privacy_of", "started_by"]
 
 #: What runs a Trailboss command line; `trailboss.testing.sabotage` puts itself here.
 PROGRAM: list[str] = [sys.executable, "-m", "trailboss"]
@@ -84,6 +84,13 @@ class Privacy:
     boot_timeout: dict[str, float] = field(default_factory=dict)
     #: Longest wait for an answer of the RPC port: longer than the gate may let a call wait.
     call_seconds: float = 10.0
+    #: What starts the workers of a pool; not there where it cannot be put behind a script of ours.
+    commands: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    #: The user's own limits: max_worker_memory and process.memory_max in MB, 0 for none.
+    worker_memory: dict[str, int] = field(default_factory=dict)
+    memory_max: dict[str, int] = field(default_factory=dict)
+    #: Pools of which the limit counts shared memory by its share.
+    proportional: frozenset[str] = frozenset()
 
     @property
     def gated(self) -> list[tuple[str, object]]:
@@ -121,7 +128,8 @@ def privacy_of(
     addresses.append(f"rpc.listen=unix://{path}")
     kept = {text.partition("=")[0].strip() for text in given}
     pools: dict[str, int] = {}
-    exec_ttl, boot_timeout = {}, {}
+    exec_ttl, boot_timeout, commands, worker_memory, memory_max = {}, {}, {}, {}, {}
+    proportional = set()
     for name, section in (("http", config.http), ("jobs", config.jobs)):
         if section is None or section.pool.debug:  # a fresh worker for every execution: none to hurt
             continue
@@ -137,11 +145,16 @@ def privacy_of(
             limits.append(f"{boot_key}={boot}s")
         if pool.quarantine.deaths:
             limits.append(f"{name}.pool.quarantine.deaths=0")
-        if system_calls and config.server is not None:
+        if config.server is not None:
             command = resolve_command(pool.command or config.server.command, config.server.python)
             if not any("," in word for word in command):
-                words = ",".join([f"{folder}/traced_worker", *command])
-                addresses.append(f"{name}.pool.command={words.replace('$', '$$')}")
+                if system_calls:
+                    command = (f"{folder}/traced_worker", *command)
+                    addresses.append(started_by(name, command))
+                commands[name] = command
+        worker_memory[name], memory_max[name] = pool.supervisor.max_worker_memory, pool.process.memory_max
+        if pool.supervisor.memory_measure == "pss":
+            proportional.add(name)
         exec_ttl[name], boot_timeout[name] = float(ttl), float(boot)
     http_port = None
     if config.http is not None:
@@ -178,7 +191,16 @@ def privacy_of(
         exec_ttl,
         boot_timeout,
         config.rpc.ready_timeout + 5.0,
+        commands,
+        worker_memory,
+        memory_max,
+        frozenset(proportional),
     )
+
+
+def started_by(pool: str, command: Sequence[str]) -> str:
+    """Return the override that makes this, of words without commas, the command of a pool."""
+    return f"{pool}.pool.command={','.join(command).replace('$', '$$')}"
 
 
 class Instance:
@@ -346,22 +368,25 @@ class Instance:
         answer = await self.call("informer.Workers", pool)
         return [row for row in answer["workers"] or [] if row["statusStr"] in ("ready", "working")]
 
-    async def is_whole(self) -> bool:
-        """Whether every pool has all its workers and nothing is under way."""
+    async def is_whole(self, but: Collection[str] = ()) -> bool:
+        """Whether every pool, but those named, has all its workers and nothing is under way."""
         return all(
             row["phase"] == "ready"
             and row["ready"] == row["configured"]
             and not row["booting"]
             and not row["leaving"]
-            for row in (await self.pools()).values()
+            for name, row in (await self.pools()).items()
+            if name not in but
         )
 
-    async def wait_whole(self, seconds: float, gone: Sequence[Seen] = ()) -> None:
-        """Return when the processes of `gone` have ended and every pool has all its workers."""
+    async def wait_whole(
+        self, seconds: float, gone: Sequence[Seen] = (), but: Collection[str] = ()
+    ) -> None:
+        """Return when the processes of `gone` have ended and every pool, but those named, has all its workers."""
         deadline = trio.current_time() + seconds
         while True:
             try:
-                if not any(process.alive for process in gone) and await self.is_whole():
+                if not any(process.alive for process in gone) and await self.is_whole(but):
                     return
             except (CallFailed, ConnectionGone, trio.TooSlowError):
                 if self.exit_code is not None:

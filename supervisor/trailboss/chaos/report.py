@@ -38,14 +38,17 @@ _COLOURS: Final = {
     Kind.RESIZE: "change",
     Kind.POWER: "power",
     Kind.POWER_BOOT: "power",
+    Kind.GROW: "limit",
     Kind.LIMIT: "limit",
+    Kind.OOM: "kill",
+    Kind.OOM_LIKE: "kill",
 }
 _KEY: Final = {
     "kill": "workers killed",
     "freeze": "workers frozen or stopped",
     "change": "killed while the pool was changed",
     "power": "the server killed",
-    "limit": "memory limit lowered",
+    "limit": "workers above their memory limit",
 }
 
 # The picture, in its own units.

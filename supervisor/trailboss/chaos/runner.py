@@ -10,19 +10,21 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
 
 from trailboss.chaos.client import CallFailed, ConnectionGone
-from trailboss.chaos.instance import ORDER_FILE, Instance, Privacy, TooLate
+from trailboss.chaos.growing import GROWING_WORKER, STEP_BYTES, can_grow, grow, kill_for_memory, write_preload
+from trailboss.chaos.instance import ORDER_FILE, Instance, Privacy, TooLate, started_by, until
 from trailboss.chaos.load import Load
 from trailboss.chaos.plan import Injection, Kind, Plan, Stage
 from trailboss.chaos.processes import Seen as Process
 from trailboss.chaos.processes import children_of, seen
 from trailboss.chaos.verdict import Done
 from trailboss.chaos.verdict import Seen as Record
+from trailboss.workers.sampling import memory_bytes
 
 __all__ = ["Run", "Wishes"]
 
@@ -36,6 +38,14 @@ DESCRIPTOR_SECONDS = 6.0
 BREATH_SECONDS = 0.15
 #: How long clients ask before the memory and the descriptors of a server are noted.
 WARM_SECONDS = 0.7
+#: The server looks at the memory of its workers every five seconds.
+NOTICE_SECONDS = 15.0
+_MEGABYTE = 1 << 20
+#: A limit that workers are to grow above lies so far above what they use; the user's own where it lies not much further.
+ROOM_MEGABYTES = 24
+ROOM_MEGABYTES_MAX = 256
+#: A limit of the kernel that no worker reaches by itself; it gives each a group, which `kill_for_memory` needs.
+KERNEL_MEGABYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +77,9 @@ class Run:
     shield: trio.CancelScope = field(default_factory=trio.CancelScope)
     _begin: float = 0.0
     _boot_seconds: dict[str, float] = field(default_factory=dict)
-    _smallest: dict[str, int] = field(default_factory=dict)
+    #: Memory of the smallest and the largest worker of a pool in bytes, and pools in which every worker can grow.
+    _sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    growing: set[str] = field(default_factory=set)
 
     def now(self) -> float:
         """Seconds since the begin."""
@@ -94,7 +106,10 @@ class Run:
             for stage, injections in self.plan.injections.items():
                 self.tell(stage.value, None)
                 begin = self.now()
-                await _Stage(self, stage, injections, load).run()
+                if stage is Stage.MEMORY:  # once without faults, to weigh the workers
+                    await _Stage(self, stage, (), load).run()
+                if not self.record.failed_starts:
+                    await _Stage(self, stage, injections, load).run()
                 self.stages.append((stage, begin, self.now()))
                 if self.record.failed_starts:
                     break
@@ -127,16 +142,32 @@ class Run:
         """How long the server took to start, lately."""
         return self.record.starts[-1] if self.record.starts else 1.0
 
-    def note_size(self, pool: str, size: int) -> None:
-        """Remember the smallest worker of a pool."""
-        self._smallest[pool] = min(size, self._smallest.get(pool, size))
+    def note_size(self, pool: str, sizes: Sequence[int], *, growing: bool) -> None:
+        """Remember the smallest and the largest worker of a pool, and whether they can be made to grow."""
+        self._sizes[pool] = (min(sizes), max(sizes))
+        if growing:
+            self.growing.add(pool)
 
-    def limits(self, pools: Sequence[str]) -> list[str]:
-        """Overrides that put the memory limit of these pools below what their workers use."""
+    def limit_megabytes(self, pool: str) -> int:
+        """Limit of a pool in the memory stage, above which workers grow; below what they use where they cannot."""
+        smallest, largest = self._sizes[pool]
+        if pool not in self.growing:
+            return max(1, int(smallest / _MEGABYTE * 0.7))
+        own = self.privacy.worker_memory[pool]
+        room = own - largest // _MEGABYTE
+        return own if 0 < room <= ROOM_MEGABYTES_MAX else largest // _MEGABYTE + ROOM_MEGABYTES
+
+    def memory_overrides(self) -> list[str]:
+        """What the configuration of the memory stage has beyond the others; limits only when workers have been weighed."""
         found = []
-        for pool in pools:
-            megabytes = max(1, int(self._smallest.get(pool, 0) / (1 << 20) * 0.7))
-            found.append(f"{pool}.pool.supervisor.max_worker_memory={megabytes}")
+        for pool in self.privacy.pools:
+            if pool in self.privacy.commands:
+                script = str(self.folder / GROWING_WORKER)
+                found.append(started_by(pool, (script, *self.privacy.commands[pool])))
+            if not self.privacy.memory_max[pool]:
+                found.append(f"{pool}.pool.process.memory_max={KERNEL_MEGABYTES}")
+            if pool in self._sizes:
+                found.append(f"{pool}.pool.supervisor.max_worker_memory={self.limit_megabytes(pool)}")
         return found
 
 
@@ -154,8 +185,17 @@ class _Stage:
 
     def _instance(self) -> Instance:
         run = self.run_
-        extra = run.limits(list(run.privacy.pools)) if self.stage is Stage.MEMORY else ()
-        return Instance(run.folder, run.wishes.words, run.privacy, extra)
+        if self.stage is not Stage.MEMORY:
+            return Instance(run.folder, run.wishes.words, run.privacy)
+        write_preload(run.folder)
+        return Instance(run.folder, run.wishes.words, run.privacy, run.memory_overrides())
+
+    @property
+    def _restless(self) -> set[str]:
+        """Pools that are never whole for long: every worker of them is above its limit, and due."""
+        if self.stage is not Stage.MEMORY or not self.injections:
+            return set()
+        return set(self.run_.privacy.pools) - self.run_.growing
 
     async def run(self) -> None:
         """Live through it. The instance is gone at the end, whichever way it ends."""
@@ -224,10 +264,18 @@ class _Stage:
 
     async def _warm_up(self) -> None:
         await trio.sleep(WARM_SECONDS)
-        for pool in self.run_.privacy.pools:
-            for worker in await self.instance.workers(pool):
-                self.run_.note_size(pool, worker["memoryUsage"])
+        if self.stage is Stage.MEMORY and not self.injections:
+            await self._weigh()
         self.instance.memory_before = self.instance.memory()
+
+    async def _weigh(self) -> None:
+        """Note how large the workers are, and which of them can be made to grow."""
+        privacy = self.run_.privacy
+        for pool in privacy.pools:
+            pids = [worker["pid"] for worker in await self.instance.workers(pool)]
+            sizes = [memory_bytes(pid, proportional=pool in privacy.proportional) for pid in pids]
+            growing = bool(pids) and all(map(can_grow, pids))
+            self.run_.note_size(pool, sizes or [0], growing=growing)
 
     # --- injections ---
 
@@ -241,7 +289,8 @@ class _Stage:
                     await self._carry_out(done)
                     done.recovered = trio.current_time() - began
                 except (TooLate, CallFailed, ConnectionGone, trio.TooSlowError) as error:
-                    done.note = str(error) or type(error).__name__
+                    what = str(error) or type(error).__name__
+                    done.note = f"{done.note}; {what}" if done.note else what
             self.record.done.append(done)
             self.run_.tell(injection.describe(), done)
             if done.recovered is None or self.instance.exit_code is not None:
@@ -261,7 +310,8 @@ class _Stage:
             Kind.RESIZE: self._resize,
             Kind.POWER: self._power,
             Kind.POWER_BOOT: self._power,
-            Kind.LIMIT: self._limit,
+            Kind.GROW: self._grow,
+            Kind.OOM: self._oom,
         }
         await actions[done.injection.kind](done)
 
@@ -410,23 +460,63 @@ class _Stage:
         self.instance = self._instance()
         self.instance.start()
 
+    async def _grow(self, done: Done) -> None:
+        """Let a worker use more and more memory, until the server has replaced it for that."""
+        pool, run = done.injection.pool, self.run_
+        if pool not in run.growing:
+            await self._limit(done)
+            return
+        victim = await self._victim(done)
+        limit = run.limit_megabytes(pool) * _MEGABYTE
+
+        def used() -> int:
+            return memory_bytes(victim.pid, proportional=pool in run.privacy.proportional)
+
+        async with trio.open_nursery() as nursery:
+            before = used()
+            grown = await grow(
+                victim, used, limit + STEP_BYTES, lambda: nursery.start_soon(self._find_out, pool)
+            )
+            after = used()
+        done.note = f"from {before >> 20} to {after >> 20} MiB, limit {limit >> 20}"
+        if not grown:
+            done.hit = False  # it was replaced for something else just now, or does not take its signals
+            return
+        await self._noticed(pool, victim.pid)
+        await self._whole([victim], run.privacy.exec_ttl[pool])
+
     async def _limit(self, done: Done) -> None:
         """Every worker is above its limit from the start on; look on until one has been replaced for it."""
-        deadline = trio.current_time() + 15.0
-        pool = done.injection.pool
-        while trio.current_time() < deadline:
-            if any(
-                row.get("msg") == "worker above max_worker_memory" and row.get("pool") == pool
-                for row in self.instance.log()
-            ):
-                break
-            await trio.sleep(0.1)
+        done.injection = replace(done.injection, kind=Kind.LIMIT)
+        await self._noticed(done.injection.pool)
         await trio.sleep(1.0)
+
+    async def _noticed(self, pool: str, pid: int = 0) -> None:
+        """Wait until the server says that a worker of the pool is above its limit. Raises TooLate."""
+
+        def is_noticed() -> bool:
+            return any(
+                row.get("msg") == "worker above max_worker_memory"
+                and row.get("pool") == pool
+                and pid in (0, row.get("pid"))
+                for row in self.instance.log()
+            )
+
+        what = f"worker {pid}" if pid else "a worker"
+        await until(is_noticed, NOTICE_SECONDS, f"{what} of {pool} replaced for its memory", 0.1)
+
+    async def _oom(self, done: Done) -> None:
+        """Have a worker killed for want of memory: by the kernel, or as it would."""
+        victim = await self._victim(done)
+        done.victims += 1
+        if not await kill_for_memory(victim):
+            done.injection = replace(done.injection, kind=Kind.OOM_LIKE)
+        await self._whole([victim])
 
     async def _whole(self, gone: Sequence[Process], more: float = 0.0) -> None:
         # A whole pool that boots takes as long as at the start of the server, beside the load even longer.
         limit = RECOVERY_SECONDS + more + 3 * self.run_.start_seconds
-        await self.instance.wait_whole(limit, gone)
+        await self.instance.wait_whole(limit, gone, self._restless)
 
     # --- the end ---
 
@@ -448,13 +538,12 @@ class _Stage:
         try:
             if self.run_.privacy.pipelines:
                 await self._books()
-            if self.stage is not Stage.MEMORY:  # there no pool is ever whole: every worker is due
-                await instance.wait_whole(RECOVERY_SECONDS)
+            await instance.wait_whole(RECOVERY_SECONDS, but=self._restless)
         except (TooLate, CallFailed, ConnectionGone, trio.TooSlowError) as error:
             record.restless.append(str(error) or type(error).__name__)
         if not self._is_up():
             return
-        if self.stage is not Stage.MEMORY:
+        if not self._restless:
             with trio.move_on_after(DESCRIPTOR_SECONDS):
                 while instance.gained():
                     await trio.sleep(0.05)

@@ -197,8 +197,11 @@ def judge(seen: Seen, *, has_http: bool, has_jobs: bool) -> Verdict:
     if has_jobs:
         findings += [_jobs(seen), _books(seen)]
     findings += [_pools(seen), _processes(seen), _descriptors(seen), _memory(seen), _log(seen)]
-    if any(done.injection.kind is Kind.LIMIT for done in seen.done):
+    kinds = {done.injection.kind for done in seen.done}
+    if kinds & {Kind.GROW, Kind.LIMIT}:
         findings.append(_limit(seen))
+    if Kind.OOM in kinds:
+        findings.append(_oom(seen))
     served = [_served(client, seen) for client in ("http", "push", "rpc")]
     return Verdict(
         tuple(findings), tuple(_recoveries(seen.done)), tuple(row for row in served if row.outcomes)
@@ -354,8 +357,22 @@ def _log(seen: Seen) -> Finding:
 
 
 def _limit(seen: Seen) -> Finding:
-    text = "Workers above their memory limit are replaced."
-    return Finding("memory limit", seen.recycled > 0, text, f"{seen.recycled} replaced")
+    """A worker that has grown is waited for by its injection; here the server's own account of it is looked at."""
+    text = "A worker above its memory limit is replaced, in its turn and after what it runs."
+    grown = sum(done.injection.kind is Kind.GROW and done.hit for done in seen.done)
+    lowered = sorted({done.injection.pool for done in seen.done if done.injection.kind is Kind.LIMIT})
+    least = grown + len(lowered)
+    told = [f"{grown} grown above it"] if grown else []
+    told += [f"limit lowered for {', '.join(lowered)}, where workers cannot be made to grow"] if lowered else []
+    holds = 0 < least <= seen.recycled
+    return Finding("memory limit", holds, text, f"{seen.recycled} replaced: {'; '.join(told) or 'none grew'}")
+
+
+def _oom(seen: Seen) -> Finding:
+    text = "A worker that the kernel kills for want of memory is said to have died of that."
+    killed = sum(done.injection.kind is Kind.OOM for done in seen.done)
+    named = seen.causes["oom"]
+    return Finding("oom named", killed <= named, text, f"{killed} killed by the kernel, {named} named")
 
 
 def _count(number: int, noun: str) -> str:
@@ -377,7 +394,8 @@ def _texts(replies: Iterable[Reply]) -> list[tuple[str, int]]:
 
 def _recoveries(done: Sequence[Done]) -> Iterable[Recovery]:
     for kind in Kind:
-        rows = [row for row in done if row.injection.kind is kind]
+        # A worker that was to grow and was replaced for something else meanwhile shows nothing.
+        rows = [row for row in done if row.injection.kind is kind and (row.hit or kind is not Kind.GROW)]
         times = [row.recovered for row in rows if row.recovered is not None]
         if rows:
             figures = (
