@@ -379,9 +379,7 @@ class Instance:
             if name not in but
         )
 
-    async def wait_whole(
-        self, seconds: float, gone: Sequence[Seen] = (), but: Collection[str] = ()
-    ) -> None:
+    async def wait_whole(self, seconds: float, gone: Sequence[Seen] = (), but: Collection[str] = ()) -> None:
         """Return when the processes of `gone` have ended and every pool, but those named, has all its workers."""
         deadline = trio.current_time() + seconds
         while True:

@@ -363,7 +363,9 @@ def _limit(seen: Seen) -> Finding:
     lowered = sorted({done.injection.pool for done in seen.done if done.injection.kind is Kind.LIMIT})
     least = grown + len(lowered)
     told = [f"{grown} grown above it"] if grown else []
-    told += [f"limit lowered for {', '.join(lowered)}, where workers cannot be made to grow"] if lowered else []
+    told += (
+        [f"limit lowered for {', '.join(lowered)}, where workers cannot be made to grow"] if lowered else []
+    )
     holds = 0 < least <= seen.recycled
     return Finding("memory limit", holds, text, f"{seen.recycled} replaced: {'; '.join(told) or 'none grew'}")
 

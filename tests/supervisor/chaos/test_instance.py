@@ -110,6 +110,22 @@ def test_workers_by_a_script_for_system_calls(tmp_path: Path) -> None:
     assert tuple(config.http.pool.command) == ("/run/x/traced_worker", "php", "worker.php")
 
 
+def test_what_the_memory_stage_has_to_know(tmp_path: Path) -> None:
+    """The commands behind which our script is put, and the limits that the user has set."""
+    given = [
+        "jobs.pool.command=php,a,b",
+        "http.pool.supervisor.max_worker_memory=128",
+        "http.pool.supervisor.memory_measure=pss",
+    ]
+    privacy = private(tmp_path, given, system_calls=True)
+
+    assert privacy.commands["http"] == ("/run/x/traced_worker", "php", "worker.php")
+    assert privacy.commands["jobs"] == ("/run/x/traced_worker", "php", "a", "b")
+    assert privacy.worker_memory == {"http": 128, "jobs": 0}
+    assert privacy.memory_max == {"http": 0, "jobs": 0}
+    assert privacy.proportional == {"http"}
+
+
 def test_a_pool_without_lasting_workers_is_left_out(tmp_path: Path) -> None:
     """In debug mode there is no worker that could be hurt."""
     assert private(tmp_path, ["http.pool.debug=true"]).pools == {"jobs": 2}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trailboss.chaos.plan import MEMORY_SECONDS_MIN, PLANS, SYSTEM_CALLS, Kind, Stage, make_plan
+from trailboss.chaos.plan import MEMORY_SECONDS_MIN, PLANS, SYSTEM_CALLS, Injection, Kind, Stage, make_plan
 
 POOLS = ["http", "jobs"]
 
@@ -51,7 +51,7 @@ def test_the_stages_share_the_time(seed: int, seconds: float, name: str) -> None
 @given(st.integers(0, 2**32))
 def test_kill_points_cover_the_whole_start(seed: int) -> None:
     """Of 100 deaths in a start no two neighbours are further apart than 4 % of the boot, from birth to beyond its end."""
-    rows = make_plan(seed, "mid-init", ["http"], 45).injections[Stage.MID_INIT][:110]
+    rows = make_plan(seed, "mid-init", ["http"], 45).injections[Stage.MID_INIT][:117]
     points = sorted(row.at for row in rows if row.kind is Kind.KILL_BOOT)
 
     assert points[0] < 0.04
@@ -66,6 +66,26 @@ def test_a_short_storm_has_every_kind(seed: int) -> None:
 
     assert len({row.kind for row in first}) == 6
     assert {"http", "jobs"} == {row.pool for row in first}
+
+
+@given(st.integers(0, 2**32))
+def test_a_short_memory_stage_has_both_kinds(seed: int) -> None:
+    """Growth and death for want of memory come by turns, and within four injections to both pools; so with one pool."""
+    first = make_plan(seed, "memory", POOLS, 45).injections[Stage.MEMORY][:4]
+    alone = make_plan(seed, "memory", ["http"], 45).injections[Stage.MEMORY][:2]
+
+    assert {(kind, pool) for kind in (Kind.GROW, Kind.OOM) for pool in POOLS} == {
+        (row.kind, row.pool) for row in first
+    }
+    assert [Kind.GROW, Kind.OOM] == [row.kind for row in first[:2]] == [row.kind for row in alone]
+
+
+@given(st.integers(0, 2**32))
+def test_enough_freezes_among_the_deaths(seed: int) -> None:
+    """Three hundred kill points come with fifty stops."""
+    kinds = [row.kind for row in make_plan(seed, "mid-init", POOLS, 45).injections[Stage.MID_INIT][:350]]
+
+    assert (kinds.count(Kind.KILL_BOOT), kinds.count(Kind.FREEZE_BOOT)) == (300, 50)
 
 
 def test_system_calls_only_when_they_are_asked_for() -> None:
@@ -87,7 +107,9 @@ def test_every_injection_says_what_it_is() -> None:
     plan = make_plan(3, "all", ["http"], 45, system_calls=True)
     texts = {row.kind: row.describe() for rows in plan.injections.values() for row in rows}
 
-    assert set(Kind) == set(texts)
+    # What is done in place of another is never planned as such.
+    assert set(Kind) - {Kind.LIMIT, Kind.OOM_LIKE} == set(texts)
+    texts |= {kind: Injection(Stage.MEMORY, kind, "http").describe() for kind in (Kind.LIMIT, Kind.OOM_LIKE)}
     assert len(Kind) == len(set(texts.values()))
     assert all("http" in text for kind, text in texts.items() if kind not in (Kind.POWER, Kind.POWER_BOOT))
 

@@ -24,7 +24,8 @@ def ran(note: str = "") -> tuple[Plan, Seen, Verdict]:
         seen.done.append(Done(Injection(Stage.STORM, kind, "http", at=0.5), number + 1.0, 0.4, victims=1))
     seen.replies = [Reply("http", at / 10, 0.01, Outcome.ANSWERED) for at in range(400)]
     seen.replies += [Reply("rpc", 1, 0.01, Outcome.ANSWERED), Reply("http", 2, 0.2, Outcome.WORKER, "502")]
-    seen.recycled = 1
+    seen.recycled = 2
+    seen.causes["oom"] = 1
     if note:
         seen.done.append(Done(Injection(Stage.STORM, Kind.KILL, "http"), 20.0, None, note=note))
     return plan, seen, judge(seen, has_http=True, has_jobs=False)
