@@ -39,7 +39,7 @@ GROW: Final = signal.SIGRTMAX - 3
 #: What one signal adds.
 STEP_BYTES: Final = 8 << 20
 #: For a worker that takes signals only between two steps of its interpreter, thus when it has something to do.
-TAKE_SECONDS: Final = 3.0
+TAKE_SECONDS: Final = 1.0
 #: For the kernel to kill.
 KERNEL_SECONDS: Final = 5.0
 

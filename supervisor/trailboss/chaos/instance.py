@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -49,6 +50,11 @@ EXEC_TTL_SECONDS = 3
 BOOT_TIMEOUT_SECONDS = 5
 START_SECONDS_MAX = 60.0
 LEFT_OVER_SECONDS = 2.0
+#: Below lie those of well-known services.
+PORT_MIN = 10_000
+SOCKET_NAME = "rpc.sock"
+#: Bytes that the path of a unix socket may have.
+SOCKET_PATH_MAX = 107
 
 #: In the folder of a run: `SYSCALL N` for the next worker that starts.
 ORDER_FILE = "call"
@@ -105,10 +111,29 @@ class Privacy:
 
 
 def free_port() -> int:
-    """Return a port on loopback that nobody uses now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Return a port on loopback that nobody uses now, and that the system gives to no connection by itself.
+
+    The clients of a run knock also while there is no server: from a port of the other kind a connection could take it
+    away from the server, or find itself at the other end.
+    """
+    for port in _candidates():
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(listener.getsockname()[1])
+    raise OSError("no port on 127.0.0.1 is free")
+
+
+def _candidates() -> list[int]:
+    """Ports to try, in no order; at the end any that the system gives."""
+    try:
+        low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    except (OSError, ValueError):
+        return [0]
+    ports = [port for port in range(PORT_MIN, 65_536) if not low <= port <= high]
+    return [*random.sample(ports, min(len(ports), 200)), 0]
 
 
 def privacy_of(
@@ -124,7 +149,7 @@ def privacy_of(
     `system_calls`: workers are started by the script `traced_worker` in the folder.
     """
     limits, addresses = ["rpc.enabled=true"] if not config.rpc.enabled else [], []
-    path = f"{folder}/rpc.sock"
+    path = f"{folder}/{SOCKET_NAME}"
     addresses.append(f"rpc.listen=unix://{path}")
     kept = {text.partition("=")[0].strip() for text in given}
     pools: dict[str, int] = {}

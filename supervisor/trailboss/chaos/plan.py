@@ -9,8 +9,9 @@ run covers the whole of it as well as a long one does, only less densely.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -135,9 +136,18 @@ class Plan:
 
 
 def make_plan(
-    seed: int, name: str, pools: Sequence[str], seconds: float, *, system_calls: bool = False
+    seed: int,
+    name: str,
+    pools: Sequence[str],
+    seconds: float,
+    *,
+    system_calls: bool = False,
+    at_most: int = 0,
 ) -> Plan:
-    """Draw a plan for a server with these pools. Raises ValueError for a name that is not in PLANS, or without pools."""
+    """Draw a plan for a server with these pools. Raises ValueError for a name that is not in PLANS, or without pools.
+
+    `at_most`: so many injections a stage; 0 for as many as there is time for.
+    """
     if name not in PLANS:
         raise ValueError(f"there is no plan {name!r}; there are {', '.join(PLANS)}")
     if not pools:
@@ -147,7 +157,8 @@ def make_plan(
     for stage in stages:
         # Each stage has a stream of its own: the same seed does the same in `storm` alone and in `all`.
         chance = random.Random(f"{seed} {stage.value}")
-        injections[stage] = tuple(_drawn(stage, chance, sorted(pools), system_calls))
+        drawn = _drawn(stage, chance, sorted(pools), system_calls)
+        injections[stage] = tuple(itertools.islice(drawn, at_most or None))
     return Plan(seed, name, injections, _divided(stages, seconds))
 
 
@@ -165,16 +176,16 @@ def _divided(stages: Sequence[Stage], seconds: float) -> dict[Stage, float]:
 def _drawn(
     stage: Stage, chance: random.Random, pools: Sequence[str], system_calls: bool
 ) -> Iterator[Injection]:
-    draw = {
+    draws: dict[Stage, Callable[[int, float, random.Random, str, bool], Injection]] = {
         Stage.MID_INIT: _mid_init,
         Stage.STORM: _storm,
         Stage.POWER: _power,
         Stage.MEMORY: partial(_memory, pools=len(pools)),
-    }[stage]
+    }
     offset = chance.random()
     for number in range(_LONGEST):
         where = (offset + number * _GOLDEN) % 1.0
-        yield draw(number, where, chance, pools[number % len(pools)], system_calls)
+        yield draws[stage](number, where, chance, pools[number % len(pools)], system_calls)
 
 
 def _mid_init(number: int, where: float, chance: random.Random, pool: str, system_calls: bool) -> Injection:

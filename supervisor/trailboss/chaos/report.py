@@ -16,6 +16,7 @@ from trailboss.chaos.screen import (
     CLIENT_HEADINGS,
     RECOVERY_HEADINGS,
     client_rows,
+    outcome_text,
     recovery_rows,
     seconds_text,
 )
@@ -66,11 +67,13 @@ def render_report(
 ) -> str:
     """Return the page."""
     count = len(verdict.findings)
-    if verdict.holds:
-        badge = f'<div class="badge good">✓ Passed: all {count} hold</div>'
-    else:
+    if not verdict.holds:
         badge = f'<div class="badge bad">✗ Failed: {len(verdict.broken)} of {count} broken</div>'
-    state = "passed" if verdict.holds else "failed"
+    elif verdict.interrupted:
+        badge = '<div class="badge soft">Interrupted: nothing broken so far</div>'
+    else:
+        badge = f'<div class="badge good">✓ Passed: all {count} hold</div>'
+    state = "failed" if not verdict.holds else "interrupted" if verdict.interrupted else "passed"
     answered = sum(served.outcomes.get(Outcome.ANSWERED, 0) for served in verdict.served)
     summary = (
         f"{len(seen.done)} injections in {seen.seconds:.0f} s while clients got {answered:,} answers. "
@@ -127,7 +130,7 @@ def _findings(verdict: Verdict) -> str:
             f'<td class="rule">{_esc(finding.text)}</td><td>{_esc(finding.seen)}</td></tr>'
         )
     return (
-        "<table><thead><tr><th></th><th>invariant</th><th>what must hold</th><th>seen</th></tr></thead>"
+        '<table class="findings"><thead><tr><th></th><th>invariant</th><th>what must hold</th><th>seen</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
@@ -146,12 +149,13 @@ def _injections(done: Sequence[Done]) -> str:
     rows = [
         (
             f'<tr><td class="number">{row.at:.2f} s</td><td>{_esc(row.injection.describe())}</td>'
-            f'<td class="number{"" if row.recovered is not None else " bad"}">{seconds_text(row.recovered)}</td></tr>'
+            f'<td class="number{"" if row.recovered is not None else " bad"}">{seconds_text(row.recovered)}</td>'
+            f"<td>{_esc(row.note)}</td></tr>"
         )
         for row in done
     ]
     return (
-        '<table><thead><tr><th class="number">at</th><th>what</th><th class="number">whole again</th></tr></thead>'
+        '<table><thead><tr><th class="number">at</th><th>what</th><th class="number">whole again</th><th></th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
@@ -229,13 +233,10 @@ def _timeline(seen: Seen, stages: Sequence[tuple[Stage, float, float]]) -> str:
 
 def _bar(scale: _Scale, done: Done, y: float) -> str:
     end = done.at + done.recovered if done.recovered is not None else scale.seconds
-    how = (
-        f"whole again after {seconds_text(done.recovered)}"
-        if done.recovered is not None
-        else f"never whole: {done.note}"
-    )
     colour = _COLOURS[done.injection.kind] + ("" if done.recovered is not None else " never")
-    return scale.rect(done.at, end, y, _BAR, colour, f"{done.at:.2f} s: {done.injection.describe()}, {how}")
+    return scale.rect(
+        done.at, end, y, _BAR, colour, f"{done.at:.2f} s: {done.injection.describe()}, {outcome_text(done)}"
+    )
 
 
 def _axis(scale: _Scale, height: float) -> list[str]:

@@ -71,7 +71,7 @@ class Run:
     record: Record = field(default_factory=Record)
     #: (stage, begin, end), for the timeline.
     stages: list[tuple[Stage, float, float]] = field(default_factory=list)
-    #: A signal has ended the run: there is no verdict.
+    #: A signal has ended the run: the verdict is on what was seen so far.
     interrupted: bool = False
     #: Around the injection that is under way.
     shield: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -126,6 +126,7 @@ class Run:
             task_status.started()
             async for number in signals:
                 self.interrupted = True
+                self.record.fall(self.now())
                 self.shield.shield = False
                 scope.cancel(reason=f"{signal.Signals(number).name} was received")
 
@@ -291,8 +292,12 @@ class _Stage:
                 except (TooLate, CallFailed, ConnectionGone, trio.TooSlowError) as error:
                     what = str(error) or type(error).__name__
                     done.note = f"{done.note}; {what}" if done.note else what
-            self.record.done.append(done)
-            self.run_.tell(injection.describe(), done)
+                except trio.Cancelled:
+                    done.over = False
+                    raise
+                finally:
+                    self.record.done.append(done)
+            self.run_.tell(done.injection.describe(), done)
             if done.recovered is None or self.instance.exit_code is not None:
                 return
             await trio.sleep(BREATH_SECONDS)

@@ -12,7 +12,17 @@ from rich.text import Text
 from trailboss.chaos.plan import Plan
 from trailboss.chaos.verdict import Done, Outcome, Seen, Verdict
 
-__all__ = ["CLIENTS", "as_json", "client_rows", "progress_line", "recovery_rows", "seconds_text", "shown"]
+__all__ = [
+    "CLIENTS",
+    "as_json",
+    "client_rows",
+    "outcome_text",
+    "progress_line",
+    "recovery_rows",
+    "seconds_text",
+    "shown",
+    "summary",
+]
 
 #: What the kinds of clients are called.
 CLIENTS = {"http": "HTTP requests", "push": "jobs pushed", "rpc": "RPC calls"}
@@ -64,12 +74,28 @@ CLIENT_HEADINGS = ("clients saw", "answered", "failed", "server down", "p99", "l
 
 def progress_line(done: Done) -> str:
     """One injection for people who look on."""
-    how = (
-        f"whole again after {seconds_text(done.recovered)}"
-        if done.recovered is not None
-        else f"NOT WHOLE: {done.note}"
-    )
-    return f"{done.at:7.2f} s  {done.injection.describe()}: {how}"
+    return f"{done.at:7.2f} s  {done.injection.describe()}: {outcome_text(done)}"
+
+
+def outcome_text(done: Done) -> str:
+    """How an injection ended."""
+    if not done.over:
+        return "the run was ended in the middle of it"
+    if done.recovered is None:
+        return f"NOT WHOLE: {done.note}"
+    whole = f"whole again after {seconds_text(done.recovered)}"
+    return f"{done.note}, {whole}" if done.note else whole
+
+
+def summary(verdict: Verdict) -> str:
+    """The verdict in a line."""
+    count, names = len(verdict.findings), ", ".join(finding.name for finding in verdict.broken)
+    if names:
+        text = f"FAIL  {names} ({len(verdict.broken)} of {count} broken)"
+        return f"{text}; interrupted" if verdict.interrupted else text
+    if verdict.interrupted:
+        return f"INTERRUPTED  nothing broken so far, of {count} invariants; a whole run may show more"
+    return f"PASS  all {count} invariants hold"
 
 
 def shown(verdict: Verdict) -> RenderableType:
@@ -83,16 +109,8 @@ def shown(verdict: Verdict) -> RenderableType:
         if not finding.holds:
             seen = Text(f"{finding.text}\n", style="red").append(finding.seen, style="default")
         findings.add_row(Text("✓" if finding.holds else "✗", style), Text(finding.name, style), seen)
-    broken = verdict.broken
-    count = len(verdict.findings)
-    last = (
-        Text(f"PASS  all {count} invariants hold", "bold green")
-        if verdict.holds
-        else Text(
-            f"FAIL  {', '.join(finding.name for finding in broken)} ({len(broken)} of {count} broken)",
-            "bold red",
-        )
-    )
+    style = "bold red" if verdict.broken else "bold yellow" if verdict.interrupted else "bold green"
+    last = Text(summary(verdict), style)
     return Group(
         _table(RECOVERY_HEADINGS, recovery_rows(verdict)),
         _table(CLIENT_HEADINGS, client_rows(verdict)),
@@ -119,7 +137,8 @@ def console() -> Console:
 def as_json(plan: Plan, seen: Seen, verdict: Verdict, changed: Sequence[str]) -> dict[str, object]:
     """Everything, for `--json`."""
     return {
-        "passed": verdict.holds,
+        "passed": verdict.passed,
+        "interrupted": verdict.interrupted,
         "plan": {"name": plan.name, "seed": plan.seed, "digest": plan.digest},
         "seconds": round(seen.seconds, 3),
         "changed": list(changed),

@@ -72,7 +72,7 @@ class Done:
     """An injection that was done: `at`; how long until all was whole again, None where it never was.
 
     `victims`: workers that were killed or frozen when they could have had a request. `hit`: the victim was there to be
-    hit (a worker that has already gone by itself is none).
+    hit (a worker that has already gone by itself is none). `over`: the run was not ended in the middle of it.
     """
 
     injection: Injection
@@ -80,6 +80,7 @@ class Done:
     recovered: float | None = None
     victims: int = 0
     hit: bool = True
+    over: bool = True
     note: str = ""
 
 
@@ -170,6 +171,13 @@ class Verdict:
     findings: tuple[Finding, ...]
     recoveries: tuple[Recovery, ...]
     served: tuple[Served, ...]
+    #: A signal has ended the run; what holds, holds so far.
+    interrupted: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether the run came to its end, and every invariant holds."""
+        return self.holds and not self.interrupted
 
     @property
     def holds(self) -> bool:
@@ -188,7 +196,7 @@ def percentile(values: Sequence[float], fraction: float) -> float:
     return ordered[max(0, math.ceil(fraction * len(ordered)) - 1)]
 
 
-def judge(seen: Seen, *, has_http: bool, has_jobs: bool) -> Verdict:
+def judge(seen: Seen, *, has_http: bool, has_jobs: bool, interrupted: bool = False) -> Verdict:
     """Hold what was seen against the invariants; those of parts that the configuration does not have are left out."""
     findings = [_server(seen), _exit_code(seen)]
     if has_http:
@@ -197,14 +205,17 @@ def judge(seen: Seen, *, has_http: bool, has_jobs: bool) -> Verdict:
     if has_jobs:
         findings += [_jobs(seen), _books(seen)]
     findings += [_pools(seen), _processes(seen), _descriptors(seen), _memory(seen), _log(seen)]
-    kinds = {done.injection.kind for done in seen.done}
+    kinds = {done.injection.kind for done in seen.done if done.over}
     if kinds & {Kind.GROW, Kind.LIMIT}:
         findings.append(_limit(seen))
     if Kind.OOM in kinds:
         findings.append(_oom(seen))
     served = [_served(client, seen) for client in ("http", "push", "rpc")]
     return Verdict(
-        tuple(findings), tuple(_recoveries(seen.done)), tuple(row for row in served if row.outcomes)
+        tuple(findings),
+        tuple(_recoveries(seen.done)),
+        tuple(row for row in served if row.outcomes),
+        interrupted,
     )
 
 
@@ -320,17 +331,18 @@ def _adds_up(totals: dict[str, int]) -> bool:
 
 def _pools(seen: Seen) -> Finding:
     text = "After every injection every pool has all its workers again."
-    never = [done for done in seen.done if done.recovered is None]
-    slowest = max((done.recovered for done in seen.done if done.recovered is not None), default=0.0)
-    good = f"{_count(len(seen.done), 'time')}, the slowest {slowest:.2f} s"
+    whole = [done for done in seen.done if done.over]
+    never = [done for done in whole if done.recovered is None]
+    slowest = max((done.recovered for done in whole if done.recovered is not None), default=0.0)
+    good = f"{_count(len(whole), 'time')}, the slowest {slowest:.2f} s"
     wrong = "; ".join(
         f"not after {done.injection.describe()} at {done.at:.1f} s ({done.note})" for done in never[:3]
     )
     return Finding(
         "pools whole",
-        not never and bool(seen.done),
+        not never and bool(whole),
         text,
-        wrong or (good if seen.done else "nothing was done"),
+        wrong or (good if whole else "nothing was done"),
     )
 
 
@@ -359,7 +371,7 @@ def _log(seen: Seen) -> Finding:
 def _limit(seen: Seen) -> Finding:
     """A worker that has grown is waited for by its injection; here the server's own account of it is looked at."""
     text = "A worker above its memory limit is replaced, in its turn and after what it runs."
-    grown = sum(done.injection.kind is Kind.GROW and done.hit for done in seen.done)
+    grown = sum(done.injection.kind is Kind.GROW and done.hit and done.over for done in seen.done)
     lowered = sorted({done.injection.pool for done in seen.done if done.injection.kind is Kind.LIMIT})
     least = grown + len(lowered)
     told = [f"{grown} grown above it"] if grown else []
@@ -372,7 +384,7 @@ def _limit(seen: Seen) -> Finding:
 
 def _oom(seen: Seen) -> Finding:
     text = "A worker that the kernel kills for want of memory is said to have died of that."
-    killed = sum(done.injection.kind is Kind.OOM for done in seen.done)
+    killed = sum(done.injection.kind is Kind.OOM and done.over for done in seen.done)
     named = seen.causes["oom"]
     return Finding("oom named", killed <= named, text, f"{killed} killed by the kernel, {named} named")
 
@@ -397,7 +409,11 @@ def _texts(replies: Iterable[Reply]) -> list[tuple[str, int]]:
 def _recoveries(done: Sequence[Done]) -> Iterable[Recovery]:
     for kind in Kind:
         # A worker that was to grow and was replaced for something else meanwhile shows nothing.
-        rows = [row for row in done if row.injection.kind is kind and (row.hit or kind is not Kind.GROW)]
+        rows = [
+            row
+            for row in done
+            if row.injection.kind is kind and row.over and (row.hit or kind is not Kind.GROW)
+        ]
         times = [row.recovered for row in rows if row.recovered is not None]
         if rows:
             figures = (
