@@ -19,6 +19,7 @@ from trailboss.chaos.screen import (
     outcome_text,
     recovery_rows,
     seconds_text,
+    sign_of,
 )
 from trailboss.chaos.verdict import Done, Outcome, Reply, Seen, Verdict, percentile
 
@@ -124,7 +125,8 @@ def _esc(value: object) -> str:
 def _findings(verdict: Verdict) -> str:
     rows = []
     for finding in sorted(verdict.findings, key=lambda finding: finding.holds):
-        sign, colour = ("✓", "good") if finding.holds else ("✗", "bad")
+        sign, _ = sign_of(finding)
+        colour = "soft" if not finding.judged else "good" if finding.holds else "bad"
         rows.append(
             f'<tr><td class="sign {colour}">{sign}</td><td class="name">{_esc(finding.name)}</td>'
             f'<td class="rule">{_esc(finding.text)}</td><td>{_esc(finding.seen)}</td></tr>'
@@ -233,7 +235,7 @@ def _timeline(seen: Seen, stages: Sequence[tuple[Stage, float, float]]) -> str:
 
 def _bar(scale: _Scale, done: Done, y: float) -> str:
     end = done.at + done.recovered if done.recovered is not None else scale.seconds
-    colour = _COLOURS[done.injection.kind] + ("" if done.recovered is not None else " never")
+    colour = _COLOURS[done.injection.kind] + (" never" if done.recovered is None and done.over else "")
     return scale.rect(
         done.at, end, y, _BAR, colour, f"{done.at:.2f} s: {done.injection.describe()}, {outcome_text(done)}"
     )

@@ -106,11 +106,13 @@ class Run:
             for stage, injections in self.plan.injections.items():
                 self.tell(stage.value, None)
                 begin = self.now()
-                if stage is Stage.MEMORY:  # once without faults, to weigh the workers
-                    await _Stage(self, stage, (), load).run()
-                if not self.record.failed_starts:
-                    await _Stage(self, stage, injections, load).run()
-                self.stages.append((stage, begin, self.now()))
+                try:
+                    if stage is Stage.MEMORY:  # once without faults, to weigh the workers
+                        await _Stage(self, stage, (), load).run()
+                    if not self.record.failed_starts:
+                        await _Stage(self, stage, injections, load).run()
+                finally:
+                    self.stages.append((stage, begin, self.now()))
                 if self.record.failed_starts:
                     break
             nursery.cancel_scope.cancel(reason="the run is over")

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trailboss.chaos.plan import Plan
-from trailboss.chaos.verdict import Done, Outcome, Seen, Verdict
+from trailboss.chaos.verdict import Done, Finding, Outcome, Seen, Verdict
 
 __all__ = [
     "CLIENTS",
@@ -87,6 +87,13 @@ def outcome_text(done: Done) -> str:
     return f"{done.note}, {whole}" if done.note else whole
 
 
+def sign_of(finding: Finding) -> tuple[str, str]:
+    """A sign for a finding, and how it is shown."""
+    if not finding.judged:
+        return "○", "dim"
+    return ("✓", "green") if finding.holds else ("✗", "bold red")
+
+
 def summary(verdict: Verdict) -> str:
     """The verdict in a line."""
     count, names = len(verdict.findings), ", ".join(finding.name for finding in verdict.broken)
@@ -94,7 +101,8 @@ def summary(verdict: Verdict) -> str:
         text = f"FAIL  {names} ({len(verdict.broken)} of {count} broken)"
         return f"{text}; interrupted" if verdict.interrupted else text
     if verdict.interrupted:
-        return f"INTERRUPTED  nothing broken so far, of {count} invariants; a whole run may show more"
+        judged = sum(finding.judged for finding in verdict.findings)
+        return f"INTERRUPTED  nothing broken so far; {judged} of {count} invariants were looked at"
     return f"PASS  all {count} invariants hold"
 
 
@@ -104,11 +112,11 @@ def shown(verdict: Verdict) -> RenderableType:
     for heading in ("", "invariant", "seen"):
         findings.add_column(heading, overflow="fold")
     for finding in verdict.findings:
-        style = "green" if finding.holds else "bold red"
+        sign, style = sign_of(finding)
         seen = Text(finding.seen)
         if not finding.holds:
             seen = Text(f"{finding.text}\n", style="red").append(finding.seen, style="default")
-        findings.add_row(Text("✓" if finding.holds else "✗", style), Text(finding.name, style), seen)
+        findings.add_row(Text(sign, style), Text(finding.name, style), seen)
     style = "bold red" if verdict.broken else "bold yellow" if verdict.interrupted else "bold green"
     last = Text(summary(verdict), style)
     return Group(
@@ -143,7 +151,13 @@ def as_json(plan: Plan, seen: Seen, verdict: Verdict, changed: Sequence[str]) ->
         "seconds": round(seen.seconds, 3),
         "changed": list(changed),
         "invariants": [
-            {"name": finding.name, "holds": finding.holds, "text": finding.text, "seen": finding.seen}
+            {
+                "name": finding.name,
+                "holds": finding.holds,
+                "judged": finding.judged,
+                "text": finding.text,
+                "seen": finding.seen,
+            }
             for finding in verdict.findings
         ],
         "recovery": [

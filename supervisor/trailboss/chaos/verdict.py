@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
@@ -31,6 +31,12 @@ __all__ = [
 
 #: Memory that the server may have gained at the end of a stage, in bytes: what buffers and allocators keep.
 MEMORY_GAIN_MAX: Final = 24 << 20
+#: A failure that follows its cause by no more is due to it: clients and the judge share the processors.
+SLACK_SECONDS: Final = 0.5
+#: Invariants that are looked at when the faults of a stage are over.
+AT_THE_END: Final = frozenset(
+    {"exit code", "jobs", "books", "no process left", "descriptors", "memory", "log"}
+)
 #: Beginnings of the texts with which a server refuses an RPC call on purpose.
 TYPED: Final = (
     "service not ready: ",
@@ -138,6 +144,8 @@ class Finding:
     holds: bool
     text: str
     seen: str
+    #: False: the run was ended before this could be looked at; it counts neither way.
+    judged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +213,13 @@ def judge(seen: Seen, *, has_http: bool, has_jobs: bool, interrupted: bool = Fal
     if has_jobs:
         findings += [_jobs(seen), _books(seen)]
     findings += [_pools(seen), _processes(seen), _descriptors(seen), _memory(seen), _log(seen)]
+    if interrupted and not seen.exits:
+        findings = [
+            replace(finding, judged=False, seen="not looked at before the end")
+            if finding.holds and finding.name in AT_THE_END
+            else finding
+            for finding in findings
+        ]
     kinds = {done.injection.kind for done in seen.done if done.over}
     if kinds & {Kind.GROW, Kind.LIMIT}:
         findings.append(_limit(seen))
@@ -246,7 +261,10 @@ def _exit_code(seen: Seen) -> Finding:
 
 
 def _requests(seen: Seen) -> Finding:
-    """Failures must not be more than the workers that were hit; refusals with a reason may come while a pool heals."""
+    """Failures must not be more than the workers that were hit, and in the time of an injection that hit some.
+
+    Refusals with a reason may come while a pool heals.
+    """
     text = "No request is lost: every one gets the whole answer of the application, or its worker was hit."
     replies = [reply for reply in seen.replies if reply.client == "http"]
     judged = [reply for reply in replies if not (reply.outcome in _FALLEN and _during(reply, seen.down))]
@@ -258,11 +276,23 @@ def _requests(seen: Seen) -> Finding:
         and not (reply.outcome is Outcome.REFUSED and _during(reply, healing))
     ]
     allowed = sum(done.victims for done in seen.done)
+    reasons = [_time_of_victims(done) for done in seen.done if done.victims]
+    alone = sum(not _during(reply, reasons) for reply in failed)
     answered = sum(reply.outcome is Outcome.ANSWERED for reply in replies)
-    holds = len(failed) <= allowed and answered > 0
+    holds = len(failed) <= allowed and not alone and answered > 0
     told = ", ".join(f"{count} {text}" for text, count in _texts(failed))
-    report = f"{answered:,} answered, {len(failed)} failed; {allowed} workers were hit"
+    report = f"{answered:,} answered, {len(failed)} failed; {_count(allowed, 'worker')} hit"
+    if alone:
+        report = f"{report}, {alone} of the failures when none was"
     return Finding("requests", holds, text, f"{report}: {told}" if failed else report)
+
+
+def _time_of_victims(done: Done) -> tuple[float, float]:
+    """When requests may have been on the workers that an injection hit."""
+    # A call that lies beyond those of its start ends a worker at some later time.
+    if done.recovered is None or done.injection.kind is Kind.KILL_CALL:
+        return (done.at, math.inf)
+    return (done.at, done.at + done.recovered + SLACK_SECONDS)
 
 
 def _gate(seen: Seen) -> Finding:

@@ -56,7 +56,7 @@ class Span(click.ParamType[float]):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the command line asks for."""
+    """What the command line asks for; 0 where it leaves a number open."""
 
     plan: str
     seed: int
@@ -97,7 +97,7 @@ class Asked:
     type=click.Choice(PLANS),
     default="all",
     show_default=True,
-    help="What is done; see below.",
+    help="What is done; see above.",
 )
 @click.option(
     "--seed", type=click.IntRange(0), metavar="N", help="Do the same again; else one is drawn and said."
@@ -105,14 +105,11 @@ class Asked:
 @click.option(
     "--for", "seconds", type=Span(), default="40s", show_default=True, help="How long faults go on, in all."
 )
-@click.option(
-    "--at-most", type=click.IntRange(1), default=0, metavar="N", help="No more than N faults in each part."
-)
+@click.option("--at-most", type=click.IntRange(1), metavar="N", help="No more than N faults in each part.")
 @click.option("--path", "paths", multiple=True, metavar="PATH", help="GET this; may be repeated. Else /.")
 @click.option(
     "--clients",
     type=click.IntRange(1, 1000),
-    default=0,
     metavar="N",
     help="Browsers; else two more than http workers.",
 )
@@ -143,9 +140,9 @@ def command(
     plan_name: str,
     seed: int | None,
     seconds: float,
-    at_most: int,
+    at_most: int | None,
     paths: tuple[str, ...],
-    clients: int,
+    clients: int | None,
     job: str,
     payload: str,
     system_calls: bool,
@@ -156,14 +153,14 @@ def command(
     """Run this configuration in a private instance, kill and freeze its workers under load, and judge what clients saw.
 
     \b
-      trailboss chaos -c .rr.yaml                              40 seconds of everything
-      trailboss chaos -c .rr.yaml --plan mid-init --for 5m     workers that die in their start
-      trailboss chaos -c .rr.yaml --path /health --path "/products?page=1" --job send-mail
+      trailboss chaos -c .rr.yaml                           40 seconds of everything
+      trailboss chaos -c .rr.yaml --plan mid-init --for 5m  deaths in the start
+      trailboss chaos -c .rr.yaml --path /health --path /products --job send-mail
 
     \b
     Plans:
       mid-init   workers killed and frozen somewhere in their own start
-      storm      workers killed one by one and all at once, stopped, frozen; resets and resizes
+      storm      workers killed, stopped and frozen, also during resets and resizes
       power      the server itself killed, at work and in its start
       memory     workers that grow above their memory limit, and OOM kills
       all        the four after each other, each with a server of its own
@@ -172,8 +169,11 @@ def command(
     yours: on_init runs, and so do the requests and jobs you name.
 
     \b
-    Exit codes: 0 every invariant holds; 1 one is broken, or the instance does not start;
-                2 wrong usage or configuration; 130 ended by a signal (what was seen so far is shown).
+    Exit codes:
+      0    every invariant holds
+      1    one is broken, or the instance does not start
+      2    wrong usage or configuration
+      130  ended by a signal; what was seen so far is shown
     """
     from trailboss.config import ConfigError
 
@@ -193,7 +193,7 @@ def command(
     except ConfigError as error:
         raise ConfigurationWrong(str(error)) from error
     seed = secrets.randbits(32) if seed is None else seed
-    asked = Asked(plan_name, seed, seconds, at_most, paths, clients, job, payload, system_calls)
+    asked = Asked(plan_name, seed, seconds, at_most or 0, paths, clients or 0, job, payload, system_calls)
     folder = folder_of_run()
     try:
         run = prepared(settings, config, folder, asked)
@@ -335,6 +335,7 @@ def watched(run: Run, terminal: object) -> Seen:
     """Do the run and say what happens: on a terminal in one line that changes, elsewhere a line for each stage."""
     import trio
     from rich.console import Console
+    from rich.text import Text
 
     from trailboss.chaos.screen import progress_line
     from trailboss.chaos.verdict import Done
@@ -349,17 +350,20 @@ def watched(run: Run, terminal: object) -> Seen:
     stage = ""
     with terminal.status("starting") as status:
 
+        def say(text: str) -> None:
+            status.update(Text(text, no_wrap=True, overflow="ellipsis"))
+
         def tell(text: str, done: Done | None) -> None:
             nonlocal stage
             if done is None:
                 stage = text
-                status.update(f"{stage}: starting the server")
+                say(f"{stage}: starting the server")
                 if not terminal.is_terminal:
                     terminal.print(f"{stage} …")
             elif done.recovered is None:
                 terminal.print(progress_line(done), style="red", markup=False)
             else:
-                status.update(f"{stage}: {progress_line(done).strip()}")
+                say(f"{stage}: {progress_line(done).strip()}")
 
         run.tell = tell
         return trio.run(run.run)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from trailboss.chaos.instance import Privacy, privacy_of
+from trailboss.chaos.instance import Privacy, free_port, privacy_of
 from trailboss.config import Config, LoadRequest, load
 
 FILE = """
@@ -129,3 +130,16 @@ def test_what_the_memory_stage_has_to_know(tmp_path: Path) -> None:
 def test_a_pool_without_lasting_workers_is_left_out(tmp_path: Path) -> None:
     """In debug mode there is no worker that could be hurt."""
     assert private(tmp_path, ["http.pool.debug=true"]).pools == {"jobs": 2}
+
+
+def test_ports_are_not_of_those_that_connections_get() -> None:
+    """A client that knocks at a server which is not up cannot take its port; and it can be listened at."""
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    ports = {free_port() for _ in range(20)}
+
+    assert len(ports) > 1
+    assert not [port for port in ports if low <= port <= high]
+    for port in ports:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            listener.listen()

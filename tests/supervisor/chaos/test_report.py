@@ -103,6 +103,25 @@ def test_a_failed_run_names_what_is_broken() -> None:
     assert len(seen.done) == len(document["injections"])
 
 
+def test_a_run_that_was_ended_says_so() -> None:
+    """Neither passed nor failed: what was not looked at has a sign of its own, in report and terminal."""
+    plan, seen, _ = ran()
+    seen.exits.clear()
+    seen.done.append(Done(Injection(Stage.STORM, Kind.KILL, "http"), 30.0, over=False))
+    verdict = judge(seen, has_http=True, has_jobs=False, interrupted=True)
+    console = Console(record=True, width=120, file=open("/dev/null", "w"))  # noqa: SIM115  closed below
+    console.print(shown(verdict))
+    text = console.export_text()
+    console.file.close()
+    html = render_report(plan, seen, verdict, [(Stage.STORM, 0, 40)], [], "trailboss chaos")
+
+    assert "INTERRUPTED  nothing broken so far" in text
+    assert "○   exit code" in text
+    assert "Interrupted: nothing broken so far" in html
+    assert "the run was ended in the middle of it" in html
+    assert as_json(plan, seen, verdict, [])["passed"] is False
+
+
 def test_times() -> None:
     """Times are read as people say them."""
     assert [seconds_text(value) for value in (0.0123, 0.9999, 5.04, None)] == [

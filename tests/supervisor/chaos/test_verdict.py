@@ -68,7 +68,9 @@ def request(at: float, outcome: Outcome, text: str = "") -> Reply:
         ("server lives", lambda seen: seen.died.append("it ended by itself with 1")),
         ("server lives", lambda seen: seen.failed_starts.append("it does not start")),
         ("exit code", lambda seen: seen.exits.append(1)),
-        ("requests", lambda seen: seen.replies.extend([request(5, Outcome.CUT)] * 2)),
+        ("requests", lambda seen: seen.replies.extend([request(3.1, Outcome.CUT)] * 2)),
+        # One failure for one victim, but seconds after everything was whole again.
+        ("requests", lambda seen: seen.replies.append(request(5, Outcome.CUT))),
         ("requests", lambda seen: seen.replies.extend([request(5, Outcome.WORKER)] * 2)),
         ("requests", lambda seen: seen.replies.extend([request(5, Outcome.REFUSED, "503 no workers")] * 2)),
         ("requests", lambda seen: seen.replies.extend([request(9.7, Outcome.SILENT)] * 2)),
@@ -141,6 +143,34 @@ def test_invariants_of_what_is_not_there_are_left_out() -> None:
     names = [finding.name for finding in judge(well(), has_http=False, has_jobs=False).findings]
 
     assert not {"requests", "jobs", "books"} & set(names)
+
+
+def test_what_an_interrupted_run_has_not_looked_at() -> None:
+    """What is seen only when the faults are over counts neither way; what broke before is broken."""
+    seen = Seen(
+        replies=well().replies, done=[Done(KILL, 3.0, 0.2), Done(KILL, 4.0, over=False)], starts=[0.4]
+    )
+    verdict = judge(seen, has_http=True, has_jobs=True, interrupted=True)
+
+    assert verdict.holds
+    assert not verdict.passed
+    assert {"server lives", "requests", "gate", "pools whole"} == {
+        finding.name for finding in verdict.findings if finding.judged
+    }
+    seen.tracebacks.append("rpc: failed")
+
+    assert [
+        finding.name for finding in judge(seen, has_http=True, has_jobs=True, interrupted=True).broken
+    ] == ["log"]
+
+
+def test_a_call_beyond_the_start_may_end_a_worker_later() -> None:
+    """A worker killed at a system call that it makes only at work may have a request then."""
+    seen = well()
+    seen.done = [Done(Injection(Stage.MID_INIT, Kind.KILL_CALL, "http"), 3.0, 0.2, victims=1)]
+    seen.replies.append(request(8, Outcome.WORKER))
+
+    assert broken(seen) == []
 
 
 def test_falling_and_rising() -> None:
