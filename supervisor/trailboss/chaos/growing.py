@@ -7,11 +7,13 @@ them is seen in /proc by the signal that it catches; a worker of another languag
 environment, does not, and is never sent the signal, which would end it.
 
 The OOM killer is asked where a worker has a control group with a memory limit of its own: the limit is put below what it
-uses, and the kernel does the rest. Elsewhere the same is done by hand: first in line by its score, then SIGKILL.
+uses, and the kernel does the rest. For that each server is put into a group of its own, where groups with memory are
+delegated to the run. Elsewhere the same is done by hand: first in line by its score, then SIGKILL.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -21,12 +23,13 @@ from typing import Final
 import trio
 
 from trailboss.chaos.processes import Seen
-from trailboss.workers.cgroups import PREFIX, CgroupsUnavailable, own_folder
+from trailboss.workers.cgroups import CONTROLLERS, PREFIX, Cgroups, CgroupsUnavailable, own_folder
 
 __all__ = [
     "GROW",
     "GROWING_WORKER",
     "STEP_BYTES",
+    "ServerGroups",
     "can_grow",
     "grow",
     "kill_for_memory",
@@ -151,6 +154,35 @@ async def _taken(process: Seen, used: Callable[[], int], before: int) -> bool:
             await trio.sleep(0.01)
         return True
     return False
+
+
+class ServerGroups:
+    """A control group for each server of a run, in which it can limit its workers; none where that cannot be had.
+
+    The server's own could not be ours: a group that passes limits on may hold no process beside the server's.
+    """
+
+    def __init__(self, name: str, root: str = "/") -> None:
+        self._groups: Cgroups | None = None
+        with contextlib.suppress(CgroupsUnavailable):
+            self._groups = Cgroups.open(f"chaos-{name}", CONTROLLERS, root)
+
+    async def open(self) -> bool:
+        """Say whether there are such groups. What was made in vain is removed."""
+        if self._groups is not None and "memory" in self._groups.missing:
+            await self.close()
+        return self._groups is not None
+
+    def new_group(self) -> str:
+        """Make a group for a server; returns the file into which that writes itself, "" without groups."""
+        leaf = self._groups.new_leaf("server") if self._groups is not None else None
+        return leaf.procs if leaf is not None else ""
+
+    async def close(self) -> None:
+        """Kill what is left in them, and remove them."""
+        if self._groups is not None:
+            await self._groups.close()
+            self._groups = None
 
 
 def limited_group(pid: int, root: str = "/") -> Path | None:

@@ -232,15 +232,25 @@ class Instance:
     """One server of a run, from its start to its end. Waits raise TooLate."""
 
     def __init__(
-        self, folder: Path, words: Sequence[str], privacy: Privacy, extra: Sequence[str] = ()
+        self,
+        folder: Path,
+        words: Sequence[str],
+        privacy: Privacy,
+        extra: Sequence[str] = (),
+        group: str = "",
     ) -> None:
-        """`words`: the flags of the user's command line. `extra`: further overrides, over all others."""
+        """`words`: the flags of the user's command line. `extra`: further overrides, over all others.
+
+        `group`: the `cgroup.procs` of the control group in which it runs; "" for our own.
+        """
         self.folder = folder
         self.privacy = privacy
         self.mark = secrets.token_hex(8)
         overrides = [word for text in privacy.limits for word in ("-o", text)]
         last = [word for text in (*privacy.addresses, *extra) for word in ("-o", text)]
         self._command = [*PROGRAM, "serve", *overrides, *words, *last]
+        if group:  # before it is the server, so that all of it is in there
+            self._command = ["/bin/sh", "-c", 'echo $$ 2>&- >"$0"; exec "$@"', group, *self._command]
         self._process: subprocess.Popen[bytes] | None = None
         self._known: set[Seen] = set()
         self._log_begin = 0

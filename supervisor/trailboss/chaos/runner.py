@@ -8,6 +8,7 @@ where that does not happen in time the stage ends, since what follows could not 
 from __future__ import annotations
 
 import random
+import secrets
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,15 @@ from pathlib import Path
 import trio
 
 from trailboss.chaos.client import CallFailed, ConnectionGone
-from trailboss.chaos.growing import GROWING_WORKER, STEP_BYTES, can_grow, grow, kill_for_memory, write_preload
+from trailboss.chaos.growing import (
+    GROWING_WORKER,
+    STEP_BYTES,
+    ServerGroups,
+    can_grow,
+    grow,
+    kill_for_memory,
+    write_preload,
+)
 from trailboss.chaos.instance import ORDER_FILE, Instance, Privacy, TooLate, started_by, until
 from trailboss.chaos.load import Load
 from trailboss.chaos.plan import Injection, Kind, Plan, Stage
@@ -80,6 +89,10 @@ class Run:
     #: Memory of the smallest and the largest worker of a pool in bytes, and pools in which every worker can grow.
     _sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     growing: set[str] = field(default_factory=set)
+    #: Where the servers of the memory stage can limit their workers.
+    groups: ServerGroups | None = None
+    #: What the memory stage has changed beyond the others.
+    _memory_changes: list[str] = field(default_factory=list)
 
     def now(self) -> float:
         """Seconds since the begin."""
@@ -107,9 +120,9 @@ class Run:
                 self.tell(stage.value, None)
                 begin = self.now()
                 try:
-                    if stage is Stage.MEMORY:  # once without faults, to weigh the workers
-                        await _Stage(self, stage, (), load).run()
-                    if not self.record.failed_starts:
+                    if stage is Stage.MEMORY:
+                        await self._memory(injections, load)
+                    else:
                         await _Stage(self, stage, injections, load).run()
                 finally:
                     self.stages.append((stage, begin, self.now()))
@@ -119,6 +132,17 @@ class Run:
         self.record.seconds = self.now()
         self.record.rise(self.record.seconds)
         return self.record
+
+    async def _memory(self, injections: Sequence[Injection], load: Load) -> None:
+        """The memory stage: once without faults, to weigh the workers, and then with limits."""
+        groups = ServerGroups(secrets.token_hex(4))
+        try:
+            self.groups = groups if await groups.open() else None
+            await _Stage(self, Stage.MEMORY, (), load).run()
+            if not self.record.failed_starts:
+                await _Stage(self, Stage.MEMORY, injections, load).run()
+        finally:
+            await groups.close()
 
     async def _follow_signals(
         self, scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -167,11 +191,18 @@ class Run:
             if pool in self.privacy.commands:
                 script = str(self.folder / GROWING_WORKER)
                 found.append(started_by(pool, (script, *self.privacy.commands[pool])))
-            if not self.privacy.memory_max[pool]:
+            if self.groups is not None and not self.privacy.memory_max[pool]:
                 found.append(f"{pool}.pool.process.memory_max={KERNEL_MEGABYTES}")
             if pool in self._sizes:
                 found.append(f"{pool}.pool.supervisor.max_worker_memory={self.limit_megabytes(pool)}")
+        self._memory_changes = found
         return found
+
+    @property
+    def changes(self) -> list[str]:
+        """What was different from the configuration, for people."""
+        memory = [f"in the part memory: {text.replace('=', ' = ', 1)}" for text in self._memory_changes]
+        return [*self.privacy.told, *memory]
 
 
 class _Stage:
@@ -191,7 +222,8 @@ class _Stage:
         if self.stage is not Stage.MEMORY:
             return Instance(run.folder, run.wishes.words, run.privacy)
         write_preload(run.folder)
-        return Instance(run.folder, run.wishes.words, run.privacy, run.memory_overrides())
+        group = run.groups.new_group() if run.groups is not None else ""
+        return Instance(run.folder, run.wishes.words, run.privacy, run.memory_overrides(), group)
 
     @property
     def _restless(self) -> set[str]:

@@ -303,14 +303,14 @@ def carried_out(run: Run, again: str, report: str | None, *, quiet: bool, as_jso
         interrupted=run.interrupted,
     )
     if as_json:
-        print_json(json_of(run.plan, seen, verdict, run.privacy.told))
+        print_json(json_of(run.plan, seen, verdict, run.changes))
     else:
         terminal.print(shown(verdict))
         click.echo(f"again: {again}")  # not wrapped: it is there to be copied
     if report is not None:
         try:
             Path(report).write_text(
-                render_report(run.plan, seen, verdict, run.stages, run.privacy.told, again), "utf-8"
+                render_report(run.plan, seen, verdict, run.stages, run.changes, again), "utf-8"
             )
         except OSError as error:
             raise CommandFailed(f"{report} cannot be written: {error.strerror}") from error

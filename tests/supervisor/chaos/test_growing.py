@@ -17,6 +17,7 @@ import trio
 from trailboss.chaos.growing import (
     GROWING_WORKER,
     STEP_BYTES,
+    ServerGroups,
     can_grow,
     grow,
     kill_for_memory,
@@ -24,6 +25,8 @@ from trailboss.chaos.growing import (
     write_preload,
 )
 from trailboss.chaos.processes import Seen, memory_bytes, seen
+
+from ...support.cgroup_tree import CgroupTree
 
 #: Says its line, then reads for ever.
 PYTHON = "import sys; print('up', flush=True); sys.stdin.buffer.read()"
@@ -160,6 +163,38 @@ async def test_with_a_group_of_its_own_the_kernel_is_asked(tmp_path: Path) -> No
             assert await kill_for_memory(known(process), str(tmp_path))
 
         assert (group / "memory.max").read_text() == "4096"
+
+
+async def test_each_server_has_a_group_in_which_it_can_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory is delegated there is a new group for each server, which passes it on; at the end there is none."""
+    tree = CgroupTree(tmp_path, monkeypatch)
+    groups = ServerGroups("x", str(tree.root))
+    with trio.fail_after(20):
+        assert await groups.open()
+
+        files = [Path(groups.new_group()) for _ in range(2)]
+
+        assert [file.parent.name for file in files] == ["server-1", "server-2"]
+        assert "+memory" in (files[0].parent.parent / "cgroup.subtree_control").read_text()
+        assert all(file.name == "cgroup.procs" and file.exists() for file in files)
+
+        await groups.close()
+
+    assert not files[0].parent.parent.exists()
+
+
+async def test_without_memory_there_are_no_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups that cannot limit memory are of no use, and none is left behind."""
+    tree = CgroupTree(tmp_path, monkeypatch)
+    (tree.base / "cgroup.controllers").write_text("cpu pids\n")
+    groups = ServerGroups("x", str(tree.root))
+    with trio.fail_after(20):
+        assert not await groups.open()
+
+    assert groups.new_group() == ""
+    assert not list(tree.base.glob("trailboss-chaos*"))
 
 
 @pytest.mark.parametrize("group", ["/", "/app.scope", "/app.scope/workers/http-3"])
