@@ -115,6 +115,42 @@ def test_a_worker_that_grows_is_replaced(example: str, tmp_path: Path) -> None:
     assert rows[1]["kind"].startswith("OOM kill, ")
 
 
+@pytest.mark.long
+@pytest.mark.php
+@pytest.mark.skipif(shutil.which("php") is None, reason="there is no php command on this machine")
+def test_workers_that_cannot_be_made_to_grow(tmp_path: Path) -> None:
+    """PHP that reads no .ini file has its limit lowered instead, and the verdict says so; the other pool really grows."""
+    words = ("--plan", "memory", "--for", "60s", "--at-most", "4", "--seed", "1")
+    code, document = chaos("php", tmp_path, *words, "-o", "http.pool.command=php,-n,php/web.php")
+    done = {(row["kind"], row["pool"]) for row in document["injections"] if "OOM" not in row["kind"]}
+    (limit,) = (row["seen"] for row in document["invariants"] if row["name"] == "memory limit")
+
+    assert broken(document) == {}
+    assert code == 0
+    assert {("memory limit below what workers use", "http"), ("grow above the memory limit", "jobs")} == done
+    assert "1 grown above it; limit lowered for http, where workers cannot be made to grow" in limit
+
+
+def test_workers_that_never_start(tmp_path: Path) -> None:
+    """There is nothing to judge: exit code 1, and the last words of the worker."""
+    words = ["-o", "http.pool.command=sh,-c,echo the licence has expired >&2; exit 3", "--for", "5s"]
+    done = subprocess.run(
+        [sys.executable, "-m", "trailboss", "chaos", "-c", EXAMPLES / "python.yaml", *words],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60 * PATIENCE,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "the private instance did not start" in done.stderr
+    assert "the licence has expired" in done.stderr
+    assert "boot_timeout=" not in done.stderr  # it was not for want of time
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_broken_promise_is_named(tmp_path: Path) -> None:
     """A server that leaves a process behind fails the run, by the name of that invariant alone."""
     words = ("--plan", "storm", "--for", "20s", "--at-most", "4", "--seed", "1")
