@@ -33,6 +33,7 @@ __all__ = [
     "can_grow",
     "grow",
     "kill_for_memory",
+    "limit_to_pass",
     "limited_group",
     "write_preload",
 ]
@@ -41,6 +42,9 @@ __all__ = [
 GROW: Final = signal.SIGRTMAX - 3
 #: What one signal adds.
 STEP_BYTES: Final = 8 << 20
+#: A limit that workers are to grow above lies so far above what they use; the user's own where it lies not much further.
+ROOM_MEGABYTES: Final = 24
+ROOM_MEGABYTES_MAX: Final = 256
 #: For a worker that takes signals only between two steps of its interpreter, thus when it has something to do.
 TAKE_SECONDS: Final = 1.0
 #: For the kernel to kill.
@@ -121,6 +125,17 @@ def write_preload(folder: Path) -> None:
     script = folder / GROWING_WORKER
     script.write_text(_SCRIPT, "utf-8")
     script.chmod(0o755)
+
+
+def limit_to_pass(largest: int, own: int, kernel: int) -> int | None:
+    """Return the limit in MB above which workers are to grow; None where the kernel's own limit leaves no room for that.
+
+    `largest`: bytes of the largest worker. `own`: the user's max_worker_memory, `kernel`: their memory_max; 0 for none.
+    """
+    used = (largest >> 20) + 1
+    limit = own if 0 < own - used <= ROOM_MEGABYTES_MAX else used + ROOM_MEGABYTES
+    passed = limit + 2 * (STEP_BYTES >> 20)
+    return limit if not kernel or passed < kernel else None
 
 
 def can_grow(pid: int) -> bool:

@@ -24,6 +24,7 @@ from trailboss.chaos.growing import (
     can_grow,
     grow,
     kill_for_memory,
+    limit_to_pass,
     write_preload,
 )
 from trailboss.chaos.instance import ORDER_FILE, Instance, Privacy, TooLate, started_by, until
@@ -50,9 +51,6 @@ WARM_SECONDS = 0.7
 #: The server looks at the memory of its workers every five seconds.
 NOTICE_SECONDS = 15.0
 _MEGABYTE = 1 << 20
-#: A limit that workers are to grow above lies so far above what they use; the user's own where it lies not much further.
-ROOM_MEGABYTES = 24
-ROOM_MEGABYTES_MAX = 256
 #: A limit of the kernel that no worker reaches by itself; it gives each a group, which `kill_for_memory` needs.
 KERNEL_MEGABYTES = 1 << 20
 
@@ -86,8 +84,8 @@ class Run:
     shield: trio.CancelScope = field(default_factory=trio.CancelScope)
     _begin: float = 0.0
     _boot_seconds: dict[str, float] = field(default_factory=dict)
-    #: Memory of the smallest and the largest worker of a pool in bytes, and pools in which every worker can grow.
-    _sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    #: Limits of the memory stage in MB: above what workers use in pools where they can grow, below it elsewhere.
+    limits: dict[str, int] = field(default_factory=dict)
     growing: set[str] = field(default_factory=set)
     #: Where the servers of the memory stage can limit their workers.
     groups: ServerGroups | None = None
@@ -170,19 +168,14 @@ class Run:
         return self.record.starts[-1] if self.record.starts else 1.0
 
     def note_size(self, pool: str, sizes: Sequence[int], *, growing: bool) -> None:
-        """Remember the smallest and the largest worker of a pool, and whether they can be made to grow."""
-        self._sizes[pool] = (min(sizes), max(sizes))
-        if growing:
+        """Take the sizes of a pool's workers in bytes, and whether they can be made to grow; its limit follows."""
+        privacy = self.privacy
+        limit = limit_to_pass(max(sizes), privacy.worker_memory[pool], privacy.memory_max[pool])
+        if growing and limit is not None:
             self.growing.add(pool)
-
-    def limit_megabytes(self, pool: str) -> int:
-        """Limit of a pool in the memory stage, above which workers grow; below what they use where they cannot."""
-        smallest, largest = self._sizes[pool]
-        if pool not in self.growing:
-            return max(1, int(smallest / _MEGABYTE * 0.7))
-        own = self.privacy.worker_memory[pool]
-        room = own - largest // _MEGABYTE
-        return own if 0 < room <= ROOM_MEGABYTES_MAX else largest // _MEGABYTE + ROOM_MEGABYTES
+            self.limits[pool] = limit
+        else:
+            self.limits[pool] = max(1, int(min(sizes) / _MEGABYTE * 0.7))
 
     def memory_overrides(self) -> list[str]:
         """What the configuration of the memory stage has beyond the others; limits only when workers have been weighed."""
@@ -193,8 +186,8 @@ class Run:
                 found.append(started_by(pool, (script, *self.privacy.commands[pool])))
             if self.groups is not None and not self.privacy.memory_max[pool]:
                 found.append(f"{pool}.pool.process.memory_max={KERNEL_MEGABYTES}")
-            if pool in self._sizes:
-                found.append(f"{pool}.pool.supervisor.max_worker_memory={self.limit_megabytes(pool)}")
+            if pool in self.limits:
+                found.append(f"{pool}.pool.supervisor.max_worker_memory={self.limits[pool]}")
         self._memory_changes = found
         return found
 
@@ -506,7 +499,7 @@ class _Stage:
             await self._limit(done)
             return
         victim = await self._victim(done)
-        limit = run.limit_megabytes(pool) * _MEGABYTE
+        limit = run.limits[pool] * _MEGABYTE
 
         def used() -> int:
             return memory_bytes(victim.pid, proportional=pool in run.privacy.proportional)

@@ -21,6 +21,7 @@ from trailboss.chaos.growing import (
     can_grow,
     grow,
     kill_for_memory,
+    limit_to_pass,
     limited_group,
     write_preload,
 )
@@ -131,6 +132,24 @@ async def test_without_a_group_the_oom_killer_is_imitated() -> None:
         assert not await kill_for_memory(known(process))
 
         assert process.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("largest", "own", "kernel", "limit"),
+    [
+        (20, 0, 0, 45),  # none: a little above what they use
+        (20, 128, 0, 128),  # the user's own
+        (20, 512, 0, 45),  # too far away to be reached soon
+        (20, 10, 0, 45),  # they are above it already
+        (20, 128, 160, 128),
+        (20, 128, 140, None),  # the kernel would be first
+        (20, 0, 64, 45),
+        (20, 0, 60, None),
+    ],
+)
+def test_the_limit_that_workers_are_to_pass(largest: int, own: int, kernel: int, limit: int | None) -> None:
+    """It is the user's own where that can be reached, and never so high that the kernel ends the worker before."""
+    assert limit == limit_to_pass(largest << 20, own, kernel)
 
 
 def machine(folder: Path, pid: int, group: str) -> Path:
