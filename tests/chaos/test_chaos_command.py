@@ -234,13 +234,13 @@ def test_every_broken_promise_is_named(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("example", BOTH)
-def test_everything_passes_within_a_minute(example: str, tmp_path: Path) -> None:
-    """The whole plan, with the default length, on an example: exit code 0 within 60 seconds."""
-    code, document = chaos(example, tmp_path, "--plan", "all", "--seed", "1", seconds=90)
+def test_everything_passes_within_two_minutes(example: str, tmp_path: Path) -> None:
+    """The whole plan, with the default length, on an example: exit code 0 within 120 seconds (on an idle machine 50)."""
+    code, document = chaos(example, tmp_path, "--plan", "all", "--seed", "1", seconds=150)
 
     assert broken(document) == {}
     assert code == 0
-    assert document["seconds"] < 60 * PATIENCE
+    assert document["seconds"] < 120
     assert kinds_of(document)["grow above the memory limit"] >= 1
     assert {"mid-init", "storm", "power", "memory"} == {row["stage"] for row in document["injections"]}
 
