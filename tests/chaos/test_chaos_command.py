@@ -153,7 +153,7 @@ def test_workers_that_never_start(tmp_path: Path) -> None:
 
 def test_a_broken_promise_is_named(tmp_path: Path) -> None:
     """A server that leaves a process behind fails the run, by the name of that invariant alone."""
-    words = ("--plan", "storm", "--for", "20s", "--at-most", "4", "--seed", "1")
+    words = ("--plan", "storm", "--for", "20s", "--at-most", "3", "--seed", "1")
     code, document = chaos("python", tmp_path, *words, sabotage="no process left")
 
     assert list(broken(document)) == ["no process left"]
