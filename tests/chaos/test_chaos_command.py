@@ -253,7 +253,10 @@ SHORT_BOOT = ("-o", "jobs.pool.boot_timeout=1s", "-o", "http.pool.boot_timeout=1
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("example", BOTH)
 def test_three_hundred_deaths_and_fifty_stops_in_the_start(example: str, tmp_path: Path) -> None:
-    """At 300 points all over the start of a worker it is killed, at 50 it is stopped, and nothing is lost."""
+    """At 300 points all over the start of a worker it is killed, at 50 it is stopped, and nothing is lost.
+
+    Takes about five minutes.
+    """
     words = ("--plan", "mid-init", "--for", "15m", "--at-most", "350", "--seed", "2", *SHORT_BOOT)
     code, document = chaos(example, tmp_path, *words, seconds=1000)
     kinds = kinds_of(document)
@@ -268,7 +271,10 @@ def test_three_hundred_deaths_and_fifty_stops_in_the_start(example: str, tmp_pat
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @pytest.mark.parametrize("example", BOTH)
 def test_three_hundred_deaths_by_time_and_system_call(example: str, tmp_path: Path) -> None:
-    """The same where every third is killed by its system calls: by their numbers, thus at points that no clock meets."""
+    """The same where every third is killed by its system calls: by their numbers, thus at points that no clock meets.
+
+    Takes about five minutes.
+    """
     words = ("--plan", "mid-init", "--for", "15m", "--at-most", "350", "--seed", "3", "--system-calls")
     code, document = chaos(example, tmp_path, *words, *SHORT_BOOT, seconds=1000)
     kinds = kinds_of(document)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import secrets
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -112,21 +112,12 @@ class Run:
             gated=self.privacy.gated,
             call_seconds=self.privacy.call_seconds,
         )
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self._follow_signals, nursery.cancel_scope)
-            for stage, injections in self.plan.injections.items():
-                self.tell(stage.value, None)
-                begin = self.now()
-                try:
-                    if stage is Stage.MEMORY:
-                        await self._memory(injections, load)
-                    else:
-                        await _Stage(self, stage, injections, load).run()
-                finally:
-                    self.stages.append((stage, begin, self.now()))
-                if self.record.failed_starts:
-                    break
-            nursery.cancel_scope.cancel(reason="the run is over")
+        # Signals are ours until everything has been cleared away: a second one does not stop that.
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._follow, signals, nursery.cancel_scope)
+                await self._stages(load)
+                nursery.cancel_scope.cancel(reason="the run is over")
         self.record.seconds = self.now()
         self.record.rise(self.record.seconds)
         return self.record
@@ -142,17 +133,27 @@ class Run:
         finally:
             await groups.close()
 
-    async def _follow_signals(
-        self, scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def _stages(self, load: Load) -> None:
+        for stage, injections in self.plan.injections.items():
+            self.tell(stage.value, None)
+            begin = self.now()
+            try:
+                if stage is Stage.MEMORY:
+                    await self._memory(injections, load)
+                else:
+                    await _Stage(self, stage, injections, load).run()
+            finally:
+                self.stages.append((stage, begin, self.now()))
+            if self.record.failed_starts:
+                break
+
+    async def _follow(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
         """End the run at a signal, with everything that it has started."""
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            task_status.started()
-            async for number in signals:
-                self.interrupted = True
-                self.record.fall(self.now())
-                self.shield.shield = False
-                scope.cancel(reason=f"{signal.Signals(number).name} was received")
+        async for number in signals:
+            self.interrupted = True
+            self.record.fall(self.now())
+            self.shield.shield = False
+            scope.cancel(reason=f"{signal.Signals(number).name} was received")
 
     def note_boots(self, pool: str, seconds: float) -> None:
         """Remember the slowest boot of a pool's workers."""
