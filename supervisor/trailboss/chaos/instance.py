@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import signal
 import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from trailboss.chaos.processes import (
 from trailboss.config import Config
 from trailboss.workers.workshop import resolve_command
 
-__all__ = ["PROGRAM", "Instance", "Privacy", "TooLate", "free_port", "privacy_of"]
+__all__ = ["PROGRAM", "Instance", "Privacy", "TooLate", "free_port", "privacy_of", "started_by"]
 
 #: What runs a Trailboss command line; `trailboss.testing.sabotage` puts itself here.
 PROGRAM: list[str] = [sys.executable, "-m", "trailboss"]
@@ -49,6 +50,11 @@ EXEC_TTL_SECONDS = 3
 BOOT_TIMEOUT_SECONDS = 5
 START_SECONDS_MAX = 60.0
 LEFT_OVER_SECONDS = 2.0
+#: Below lie those of well-known services.
+PORT_MIN = 10_000
+SOCKET_NAME = "rpc.sock"
+#: Bytes that the path of a unix socket may have.
+SOCKET_PATH_MAX = 107
 
 #: In the folder of a run: `SYSCALL N` for the next worker that starts.
 ORDER_FILE = "call"
@@ -84,6 +90,13 @@ class Privacy:
     boot_timeout: dict[str, float] = field(default_factory=dict)
     #: Longest wait for an answer of the RPC port: longer than the gate may let a call wait.
     call_seconds: float = 10.0
+    #: What starts the workers of a pool; not there where it cannot be put behind a script of ours.
+    commands: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    #: The user's own limits: max_worker_memory and process.memory_max in MB, 0 for none.
+    worker_memory: dict[str, int] = field(default_factory=dict)
+    memory_max: dict[str, int] = field(default_factory=dict)
+    #: Pools of which the limit counts shared memory by its share.
+    proportional: frozenset[str] = frozenset()
 
     @property
     def gated(self) -> list[tuple[str, object]]:
@@ -98,10 +111,29 @@ class Privacy:
 
 
 def free_port() -> int:
-    """Return a port on loopback that nobody uses now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Return a port on loopback that nobody uses now, and that the system gives to no connection by itself.
+
+    The clients of a run knock also while there is no server: from a port of the other kind a connection could take it
+    away from the server, or find itself at the other end.
+    """
+    for port in _candidates():
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(listener.getsockname()[1])
+    raise OSError("no port on 127.0.0.1 is free")
+
+
+def _candidates() -> list[int]:
+    """Ports to try, in no order; at the end any that the system gives."""
+    try:
+        low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    except (OSError, ValueError):
+        return [0]
+    ports = [port for port in range(PORT_MIN, 65_536) if not low <= port <= high]
+    return [*random.sample(ports, min(len(ports), 200)), 0]
 
 
 def privacy_of(
@@ -117,11 +149,12 @@ def privacy_of(
     `system_calls`: workers are started by the script `traced_worker` in the folder.
     """
     limits, addresses = ["rpc.enabled=true"] if not config.rpc.enabled else [], []
-    path = f"{folder}/rpc.sock"
+    path = f"{folder}/{SOCKET_NAME}"
     addresses.append(f"rpc.listen=unix://{path}")
     kept = {text.partition("=")[0].strip() for text in given}
     pools: dict[str, int] = {}
-    exec_ttl, boot_timeout = {}, {}
+    exec_ttl, boot_timeout, commands, worker_memory, memory_max = {}, {}, {}, {}, {}
+    proportional = set()
     for name, section in (("http", config.http), ("jobs", config.jobs)):
         if section is None or section.pool.debug:  # a fresh worker for every execution: none to hurt
             continue
@@ -137,11 +170,16 @@ def privacy_of(
             limits.append(f"{boot_key}={boot}s")
         if pool.quarantine.deaths:
             limits.append(f"{name}.pool.quarantine.deaths=0")
-        if system_calls and config.server is not None:
+        if config.server is not None:
             command = resolve_command(pool.command or config.server.command, config.server.python)
             if not any("," in word for word in command):
-                words = ",".join([f"{folder}/traced_worker", *command])
-                addresses.append(f"{name}.pool.command={words.replace('$', '$$')}")
+                if system_calls:
+                    command = (f"{folder}/traced_worker", *command)
+                    addresses.append(started_by(name, command))
+                commands[name] = command
+        worker_memory[name], memory_max[name] = pool.supervisor.max_worker_memory, pool.process.memory_max
+        if pool.supervisor.memory_measure == "pss":
+            proportional.add(name)
         exec_ttl[name], boot_timeout[name] = float(ttl), float(boot)
     http_port = None
     if config.http is not None:
@@ -178,22 +216,41 @@ def privacy_of(
         exec_ttl,
         boot_timeout,
         config.rpc.ready_timeout + 5.0,
+        commands,
+        worker_memory,
+        memory_max,
+        frozenset(proportional),
     )
+
+
+def started_by(pool: str, command: Sequence[str]) -> str:
+    """Return the override that makes this, of words without commas, the command of a pool."""
+    return f"{pool}.pool.command={','.join(command).replace('$', '$$')}"
 
 
 class Instance:
     """One server of a run, from its start to its end. Waits raise TooLate."""
 
     def __init__(
-        self, folder: Path, words: Sequence[str], privacy: Privacy, extra: Sequence[str] = ()
+        self,
+        folder: Path,
+        words: Sequence[str],
+        privacy: Privacy,
+        extra: Sequence[str] = (),
+        group: str = "",
     ) -> None:
-        """`words`: the flags of the user's command line. `extra`: further overrides, over all others."""
+        """`words`: the flags of the user's command line. `extra`: further overrides, over all others.
+
+        `group`: the `cgroup.procs` of the control group in which it runs; "" for our own.
+        """
         self.folder = folder
         self.privacy = privacy
         self.mark = secrets.token_hex(8)
         overrides = [word for text in privacy.limits for word in ("-o", text)]
         last = [word for text in (*privacy.addresses, *extra) for word in ("-o", text)]
         self._command = [*PROGRAM, "serve", *overrides, *words, *last]
+        if group:  # before it is the server, so that all of it is in there
+            self._command = ["/bin/sh", "-c", 'echo $$ 2>&- >"$0"; exec "$@"', group, *self._command]
         self._process: subprocess.Popen[bytes] | None = None
         self._known: set[Seen] = set()
         self._log_begin = 0
@@ -346,22 +403,23 @@ class Instance:
         answer = await self.call("informer.Workers", pool)
         return [row for row in answer["workers"] or [] if row["statusStr"] in ("ready", "working")]
 
-    async def is_whole(self) -> bool:
-        """Whether every pool has all its workers and nothing is under way."""
+    async def is_whole(self, but: Collection[str] = ()) -> bool:
+        """Whether every pool, but those named, has all its workers and nothing is under way."""
         return all(
             row["phase"] == "ready"
             and row["ready"] == row["configured"]
             and not row["booting"]
             and not row["leaving"]
-            for row in (await self.pools()).values()
+            for name, row in (await self.pools()).items()
+            if name not in but
         )
 
-    async def wait_whole(self, seconds: float, gone: Sequence[Seen] = ()) -> None:
-        """Return when the processes of `gone` have ended and every pool has all its workers."""
+    async def wait_whole(self, seconds: float, gone: Sequence[Seen] = (), but: Collection[str] = ()) -> None:
+        """Return when the processes of `gone` have ended and every pool, but those named, has all its workers."""
         deadline = trio.current_time() + seconds
         while True:
             try:
-                if not any(process.alive for process in gone) and await self.is_whole():
+                if not any(process.alive for process in gone) and await self.is_whole(but):
                     return
             except (CallFailed, ConnectionGone, trio.TooSlowError):
                 if self.exit_code is not None:

@@ -9,10 +9,12 @@ run covers the whole of it as well as a long one does, only less densely.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Final
 
 __all__ = ["PLANS", "SYSTEM_CALLS", "Injection", "Kind", "Plan", "Stage", "make_plan"]
@@ -37,11 +39,15 @@ class Kind(Enum):
     KILL_ALL = "kill all workers at once"
     FREEZE = "freeze a worker for good"
     PAUSE = "stop a worker and let it go on"
-    RESET = "replace all workers, and kill one meanwhile"
-    RESIZE = "add and remove a worker, and kill one meanwhile"
+    RESET = "kill a worker during a reset"
+    RESIZE = "kill a worker during a resize"
     POWER = "kill the server"
     POWER_BOOT = "kill the server in its start"
-    LIMIT = "workers above their memory limit"
+    GROW = "grow above the memory limit"
+    OOM = "OOM kill, by the kernel"
+    # What is done in their place where the application or the machine does not let them; never planned as such.
+    LIMIT = "memory limit below what workers use"
+    OOM_LIKE = "OOM kill, imitated by SIGKILL"
 
 
 #: Names of --plan.
@@ -50,7 +56,7 @@ PLANS: Final = {**{stage.value: (stage,) for stage in Stage}, "all": tuple(Stage
 #: Share of the time of a run that a stage gets.
 _SHARES: Final = {Stage.MID_INIT: 0.4, Stage.STORM: 0.3, Stage.POWER: 0.15, Stage.MEMORY: 0.15}
 
-#: What the memory stage needs at least: limits are looked at every five seconds.
+#: What the memory stage needs at least: the server looks at memory every five seconds.
 MEMORY_SECONDS_MIN: Final = 12.0
 
 #: More than any run gets through.
@@ -106,7 +112,10 @@ class Injection:
             Kind.RESET: f"a worker{pool} killed during a reset",
             Kind.RESIZE: f"a worker{pool} killed while another is added and removed",
             Kind.POWER: "the server killed with all its workers at work",
+            Kind.GROW: f"a worker{pool} grown above its memory limit",
             Kind.LIMIT: f"the memory limit{pool} below what its workers use",
+            Kind.OOM: f"a worker{pool} killed for want of memory",
+            Kind.OOM_LIKE: f"a worker{pool} killed from outside as the OOM killer does",
         }
         return texts[self.kind]
 
@@ -127,9 +136,18 @@ class Plan:
 
 
 def make_plan(
-    seed: int, name: str, pools: Sequence[str], seconds: float, *, system_calls: bool = False
+    seed: int,
+    name: str,
+    pools: Sequence[str],
+    seconds: float,
+    *,
+    system_calls: bool = False,
+    at_most: int = 0,
 ) -> Plan:
-    """Draw a plan for a server with these pools. Raises ValueError for a name that is not in PLANS, or without pools."""
+    """Draw a plan for a server with these pools. Raises ValueError for a name that is not in PLANS, or without pools.
+
+    `at_most`: so many injections a stage; 0 for as many as there is time for.
+    """
     if name not in PLANS:
         raise ValueError(f"there is no plan {name!r}; there are {', '.join(PLANS)}")
     if not pools:
@@ -139,7 +157,8 @@ def make_plan(
     for stage in stages:
         # Each stage has a stream of its own: the same seed does the same in `storm` alone and in `all`.
         chance = random.Random(f"{seed} {stage.value}")
-        injections[stage] = tuple(_drawn(stage, chance, sorted(pools), system_calls))
+        drawn = _drawn(stage, chance, sorted(pools), system_calls)
+        injections[stage] = tuple(itertools.islice(drawn, at_most or None))
     return Plan(seed, name, injections, _divided(stages, seconds))
 
 
@@ -157,20 +176,21 @@ def _divided(stages: Sequence[Stage], seconds: float) -> dict[Stage, float]:
 def _drawn(
     stage: Stage, chance: random.Random, pools: Sequence[str], system_calls: bool
 ) -> Iterator[Injection]:
-    if stage is Stage.MEMORY:
-        for pool in pools:
-            yield Injection(stage, Kind.LIMIT, pool)
-        return
-    draw = {Stage.MID_INIT: _mid_init, Stage.STORM: _storm, Stage.POWER: _power}[stage]
+    draws: dict[Stage, Callable[[int, float, random.Random, str, bool], Injection]] = {
+        Stage.MID_INIT: _mid_init,
+        Stage.STORM: _storm,
+        Stage.POWER: _power,
+        Stage.MEMORY: partial(_memory, pools=len(pools)),
+    }
     offset = chance.random()
     for number in range(_LONGEST):
         where = (offset + number * _GOLDEN) % 1.0
-        yield draw(number, where, chance, pools[number % len(pools)], system_calls)
+        yield draws[stage](number, where, chance, pools[number % len(pools)], system_calls)
 
 
 def _mid_init(number: int, where: float, chance: random.Random, pool: str, system_calls: bool) -> Injection:
-    # A frozen worker takes its boot_timeout, in which twenty others could be killed. 13 is no multiple of the pools.
-    if number % 13 == 5:
+    # A frozen worker takes its boot_timeout, in which twenty others could be killed. 7 is no multiple of the pools.
+    if number % 7 == 5:
         return Injection(Stage.MID_INIT, Kind.FREEZE_BOOT, pool, at=1.2 * where, chance=chance.random())
     if system_calls and number % 3 == 2:
         call = chance.choice(sorted(SYSTEM_CALLS))
@@ -202,3 +222,11 @@ def _power(number: int, where: float, chance: random.Random, pool: str, system_c
     if number % 2:
         return Injection(Stage.POWER, Kind.POWER_BOOT, at=where)
     return Injection(Stage.POWER, Kind.POWER, seconds=round(0.2 + 0.8 * where, 3))
+
+
+def _memory(
+    number: int, where: float, chance: random.Random, pool: str, system_calls: bool, *, pools: int
+) -> Injection:
+    # One kind after the other in each pool, and a different one in each, so that a short run has both.
+    kind = Kind.OOM if (number // pools + number % pools) % 2 else Kind.GROW
+    return Injection(Stage.MEMORY, kind, pool, chance=chance.random())

@@ -16,8 +16,10 @@ from trailboss.chaos.screen import (
     CLIENT_HEADINGS,
     RECOVERY_HEADINGS,
     client_rows,
+    outcome_text,
     recovery_rows,
     seconds_text,
+    sign_of,
 )
 from trailboss.chaos.verdict import Done, Outcome, Reply, Seen, Verdict, percentile
 
@@ -38,14 +40,17 @@ _COLOURS: Final = {
     Kind.RESIZE: "change",
     Kind.POWER: "power",
     Kind.POWER_BOOT: "power",
+    Kind.GROW: "limit",
     Kind.LIMIT: "limit",
+    Kind.OOM: "kill",
+    Kind.OOM_LIKE: "kill",
 }
 _KEY: Final = {
     "kill": "workers killed",
     "freeze": "workers frozen or stopped",
     "change": "killed while the pool was changed",
     "power": "the server killed",
-    "limit": "memory limit lowered",
+    "limit": "workers above their memory limit",
 }
 
 # The picture, in its own units.
@@ -63,11 +68,13 @@ def render_report(
 ) -> str:
     """Return the page."""
     count = len(verdict.findings)
-    if verdict.holds:
-        badge = f'<div class="badge good">✓ Passed: all {count} hold</div>'
-    else:
+    if not verdict.holds:
         badge = f'<div class="badge bad">✗ Failed: {len(verdict.broken)} of {count} broken</div>'
-    state = "passed" if verdict.holds else "failed"
+    elif verdict.interrupted:
+        badge = '<div class="badge soft">Interrupted: nothing broken so far</div>'
+    else:
+        badge = f'<div class="badge good">✓ Passed: all {count} hold</div>'
+    state = "failed" if not verdict.holds else "interrupted" if verdict.interrupted else "passed"
     answered = sum(served.outcomes.get(Outcome.ANSWERED, 0) for served in verdict.served)
     summary = (
         f"{len(seen.done)} injections in {seen.seconds:.0f} s while clients got {answered:,} answers. "
@@ -118,13 +125,14 @@ def _esc(value: object) -> str:
 def _findings(verdict: Verdict) -> str:
     rows = []
     for finding in sorted(verdict.findings, key=lambda finding: finding.holds):
-        sign, colour = ("✓", "good") if finding.holds else ("✗", "bad")
+        sign, _ = sign_of(finding)
+        colour = "soft" if not finding.judged else "good" if finding.holds else "bad"
         rows.append(
             f'<tr><td class="sign {colour}">{sign}</td><td class="name">{_esc(finding.name)}</td>'
             f'<td class="rule">{_esc(finding.text)}</td><td>{_esc(finding.seen)}</td></tr>'
         )
     return (
-        "<table><thead><tr><th></th><th>invariant</th><th>what must hold</th><th>seen</th></tr></thead>"
+        '<table class="findings"><thead><tr><th></th><th>invariant</th><th>what must hold</th><th>seen</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
@@ -143,12 +151,13 @@ def _injections(done: Sequence[Done]) -> str:
     rows = [
         (
             f'<tr><td class="number">{row.at:.2f} s</td><td>{_esc(row.injection.describe())}</td>'
-            f'<td class="number{"" if row.recovered is not None else " bad"}">{seconds_text(row.recovered)}</td></tr>'
+            f'<td class="number{"" if row.recovered is not None else " bad"}">{seconds_text(row.recovered)}</td>'
+            f"<td>{_esc(row.note)}</td></tr>"
         )
         for row in done
     ]
     return (
-        '<table><thead><tr><th class="number">at</th><th>what</th><th class="number">whole again</th></tr></thead>'
+        '<table><thead><tr><th class="number">at</th><th>what</th><th class="number">whole again</th><th></th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
@@ -226,13 +235,10 @@ def _timeline(seen: Seen, stages: Sequence[tuple[Stage, float, float]]) -> str:
 
 def _bar(scale: _Scale, done: Done, y: float) -> str:
     end = done.at + done.recovered if done.recovered is not None else scale.seconds
-    how = (
-        f"whole again after {seconds_text(done.recovered)}"
-        if done.recovered is not None
-        else f"never whole: {done.note}"
+    colour = _COLOURS[done.injection.kind] + (" never" if done.recovered is None and done.over else "")
+    return scale.rect(
+        done.at, end, y, _BAR, colour, f"{done.at:.2f} s: {done.injection.describe()}, {outcome_text(done)}"
     )
-    colour = _COLOURS[done.injection.kind] + ("" if done.recovered is not None else " never")
-    return scale.rect(done.at, end, y, _BAR, colour, f"{done.at:.2f} s: {done.injection.describe()}, {how}")
 
 
 def _axis(scale: _Scale, height: float) -> list[str]:

@@ -8,21 +8,33 @@ where that does not happen in time the stage ends, since what follows could not 
 from __future__ import annotations
 
 import random
+import secrets
 import signal
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
 
 from trailboss.chaos.client import CallFailed, ConnectionGone
-from trailboss.chaos.instance import ORDER_FILE, Instance, Privacy, TooLate
+from trailboss.chaos.growing import (
+    GROWING_WORKER,
+    STEP_BYTES,
+    ServerGroups,
+    can_grow,
+    grow,
+    kill_for_memory,
+    limit_to_pass,
+    write_preload,
+)
+from trailboss.chaos.instance import ORDER_FILE, Instance, Privacy, TooLate, started_by, until
 from trailboss.chaos.load import Load
 from trailboss.chaos.plan import Injection, Kind, Plan, Stage
 from trailboss.chaos.processes import Seen as Process
 from trailboss.chaos.processes import children_of, seen
 from trailboss.chaos.verdict import Done
 from trailboss.chaos.verdict import Seen as Record
+from trailboss.workers.sampling import memory_bytes
 
 __all__ = ["Run", "Wishes"]
 
@@ -36,6 +48,11 @@ DESCRIPTOR_SECONDS = 6.0
 BREATH_SECONDS = 0.15
 #: How long clients ask before the memory and the descriptors of a server are noted.
 WARM_SECONDS = 0.7
+#: The server looks at the memory of its workers every five seconds.
+NOTICE_SECONDS = 15.0
+_MEGABYTE = 1 << 20
+#: A limit of the kernel that no worker reaches by itself; it gives each a group, which `kill_for_memory` needs.
+KERNEL_MEGABYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +78,19 @@ class Run:
     record: Record = field(default_factory=Record)
     #: (stage, begin, end), for the timeline.
     stages: list[tuple[Stage, float, float]] = field(default_factory=list)
-    #: A signal has ended the run: there is no verdict.
+    #: A signal has ended the run: the verdict is on what was seen so far.
     interrupted: bool = False
     #: Around the injection that is under way.
     shield: trio.CancelScope = field(default_factory=trio.CancelScope)
     _begin: float = 0.0
     _boot_seconds: dict[str, float] = field(default_factory=dict)
-    _smallest: dict[str, int] = field(default_factory=dict)
+    #: Limits of the memory stage in MB: above what workers use in pools where they can grow, below it elsewhere.
+    limits: dict[str, int] = field(default_factory=dict)
+    growing: set[str] = field(default_factory=set)
+    #: Where the servers of the memory stage can limit their workers.
+    groups: ServerGroups | None = None
+    #: What the memory stage has changed beyond the others.
+    _memory_changes: list[str] = field(default_factory=list)
 
     def now(self) -> float:
         """Seconds since the begin."""
@@ -89,30 +112,48 @@ class Run:
             gated=self.privacy.gated,
             call_seconds=self.privacy.call_seconds,
         )
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self._follow_signals, nursery.cancel_scope)
-            for stage, injections in self.plan.injections.items():
-                self.tell(stage.value, None)
-                begin = self.now()
-                await _Stage(self, stage, injections, load).run()
-                self.stages.append((stage, begin, self.now()))
-                if self.record.failed_starts:
-                    break
-            nursery.cancel_scope.cancel(reason="the run is over")
+        # Signals are ours until everything has been cleared away: a second one does not stop that.
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._follow, signals, nursery.cancel_scope)
+                await self._stages(load)
+                nursery.cancel_scope.cancel(reason="the run is over")
         self.record.seconds = self.now()
         self.record.rise(self.record.seconds)
         return self.record
 
-    async def _follow_signals(
-        self, scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def _memory(self, injections: Sequence[Injection], load: Load) -> None:
+        """The memory stage: once without faults, to weigh the workers, and then with limits."""
+        groups = ServerGroups(secrets.token_hex(4))
+        try:
+            self.groups = groups if await groups.open() else None
+            await _Stage(self, Stage.MEMORY, (), load).run()
+            if not self.record.failed_starts:
+                await _Stage(self, Stage.MEMORY, injections, load).run()
+        finally:
+            await groups.close()
+
+    async def _stages(self, load: Load) -> None:
+        for stage, injections in self.plan.injections.items():
+            self.tell(stage.value, None)
+            begin = self.now()
+            try:
+                if stage is Stage.MEMORY:
+                    await self._memory(injections, load)
+                else:
+                    await _Stage(self, stage, injections, load).run()
+            finally:
+                self.stages.append((stage, begin, self.now()))
+            if self.record.failed_starts:
+                break
+
+    async def _follow(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
         """End the run at a signal, with everything that it has started."""
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            task_status.started()
-            async for number in signals:
-                self.interrupted = True
-                self.shield.shield = False
-                scope.cancel(reason=f"{signal.Signals(number).name} was received")
+        async for number in signals:
+            self.interrupted = True
+            self.record.fall(self.now())
+            self.shield.shield = False
+            scope.cancel(reason=f"{signal.Signals(number).name} was received")
 
     def note_boots(self, pool: str, seconds: float) -> None:
         """Remember the slowest boot of a pool's workers."""
@@ -127,17 +168,35 @@ class Run:
         """How long the server took to start, lately."""
         return self.record.starts[-1] if self.record.starts else 1.0
 
-    def note_size(self, pool: str, size: int) -> None:
-        """Remember the smallest worker of a pool."""
-        self._smallest[pool] = min(size, self._smallest.get(pool, size))
+    def note_size(self, pool: str, sizes: Sequence[int], *, growing: bool) -> None:
+        """Take the sizes of a pool's workers in bytes, and whether they can be made to grow; its limit follows."""
+        privacy = self.privacy
+        limit = limit_to_pass(max(sizes), privacy.worker_memory[pool], privacy.memory_max[pool])
+        if growing and limit is not None:
+            self.growing.add(pool)
+            self.limits[pool] = limit
+        else:
+            self.limits[pool] = max(1, int(min(sizes) / _MEGABYTE * 0.7))
 
-    def limits(self, pools: Sequence[str]) -> list[str]:
-        """Overrides that put the memory limit of these pools below what their workers use."""
+    def memory_overrides(self) -> list[str]:
+        """What the configuration of the memory stage has beyond the others; limits only when workers have been weighed."""
         found = []
-        for pool in pools:
-            megabytes = max(1, int(self._smallest.get(pool, 0) / (1 << 20) * 0.7))
-            found.append(f"{pool}.pool.supervisor.max_worker_memory={megabytes}")
+        for pool in self.privacy.pools:
+            if pool in self.privacy.commands:
+                script = str(self.folder / GROWING_WORKER)
+                found.append(started_by(pool, (script, *self.privacy.commands[pool])))
+            if self.groups is not None and not self.privacy.memory_max[pool]:
+                found.append(f"{pool}.pool.process.memory_max={KERNEL_MEGABYTES}")
+            if pool in self.limits:
+                found.append(f"{pool}.pool.supervisor.max_worker_memory={self.limits[pool]}")
+        self._memory_changes = found
         return found
+
+    @property
+    def changes(self) -> list[str]:
+        """What was different from the configuration, for people."""
+        memory = [f"in the part memory: {text.replace('=', ' = ', 1)}" for text in self._memory_changes]
+        return [*self.privacy.told, *memory]
 
 
 class _Stage:
@@ -154,8 +213,18 @@ class _Stage:
 
     def _instance(self) -> Instance:
         run = self.run_
-        extra = run.limits(list(run.privacy.pools)) if self.stage is Stage.MEMORY else ()
-        return Instance(run.folder, run.wishes.words, run.privacy, extra)
+        if self.stage is not Stage.MEMORY:
+            return Instance(run.folder, run.wishes.words, run.privacy)
+        write_preload(run.folder)
+        group = run.groups.new_group() if run.groups is not None else ""
+        return Instance(run.folder, run.wishes.words, run.privacy, run.memory_overrides(), group)
+
+    @property
+    def _restless(self) -> set[str]:
+        """Pools that are never whole for long: every worker of them is above its limit, and due."""
+        if self.stage is not Stage.MEMORY or not self.injections:
+            return set()
+        return set(self.run_.privacy.pools) - self.run_.growing
 
     async def run(self) -> None:
         """Live through it. The instance is gone at the end, whichever way it ends."""
@@ -224,10 +293,18 @@ class _Stage:
 
     async def _warm_up(self) -> None:
         await trio.sleep(WARM_SECONDS)
-        for pool in self.run_.privacy.pools:
-            for worker in await self.instance.workers(pool):
-                self.run_.note_size(pool, worker["memoryUsage"])
+        if self.stage is Stage.MEMORY and not self.injections:
+            await self._weigh()
         self.instance.memory_before = self.instance.memory()
+
+    async def _weigh(self) -> None:
+        """Note how large the workers are, and which of them can be made to grow."""
+        privacy = self.run_.privacy
+        for pool in privacy.pools:
+            pids = [worker["pid"] for worker in await self.instance.workers(pool)]
+            sizes = [memory_bytes(pid, proportional=pool in privacy.proportional) for pid in pids]
+            growing = bool(pids) and all(map(can_grow, pids))
+            self.run_.note_size(pool, sizes or [0], growing=growing)
 
     # --- injections ---
 
@@ -241,9 +318,14 @@ class _Stage:
                     await self._carry_out(done)
                     done.recovered = trio.current_time() - began
                 except (TooLate, CallFailed, ConnectionGone, trio.TooSlowError) as error:
-                    done.note = str(error) or type(error).__name__
-            self.record.done.append(done)
-            self.run_.tell(injection.describe(), done)
+                    what = str(error) or type(error).__name__
+                    done.note = f"{done.note}; {what}" if done.note else what
+                except trio.Cancelled:
+                    done.over = False
+                    raise
+                finally:
+                    self.record.done.append(done)
+            self.run_.tell(done.injection.describe(), done)
             if done.recovered is None or self.instance.exit_code is not None:
                 return
             await trio.sleep(BREATH_SECONDS)
@@ -261,7 +343,8 @@ class _Stage:
             Kind.RESIZE: self._resize,
             Kind.POWER: self._power,
             Kind.POWER_BOOT: self._power,
-            Kind.LIMIT: self._limit,
+            Kind.GROW: self._grow,
+            Kind.OOM: self._oom,
         }
         await actions[done.injection.kind](done)
 
@@ -410,23 +493,63 @@ class _Stage:
         self.instance = self._instance()
         self.instance.start()
 
+    async def _grow(self, done: Done) -> None:
+        """Let a worker use more and more memory, until the server has replaced it for that."""
+        pool, run = done.injection.pool, self.run_
+        if pool not in run.growing:
+            await self._limit(done)
+            return
+        victim = await self._victim(done)
+        limit = run.limits[pool] * _MEGABYTE
+
+        def used() -> int:
+            return memory_bytes(victim.pid, proportional=pool in run.privacy.proportional)
+
+        async with trio.open_nursery() as nursery:
+            before = used()
+            grown = await grow(
+                victim, used, limit + STEP_BYTES, lambda: nursery.start_soon(self._find_out, pool)
+            )
+            after = used()
+        done.note = f"from {before >> 20} to {after >> 20} MiB, limit {limit >> 20}"
+        if not grown:
+            done.hit = False  # it was replaced for something else just now, or does not take its signals
+            return
+        await self._noticed(pool, victim.pid)
+        await self._whole([victim], run.privacy.exec_ttl[pool])
+
     async def _limit(self, done: Done) -> None:
         """Every worker is above its limit from the start on; look on until one has been replaced for it."""
-        deadline = trio.current_time() + 15.0
-        pool = done.injection.pool
-        while trio.current_time() < deadline:
-            if any(
-                row.get("msg") == "worker above max_worker_memory" and row.get("pool") == pool
-                for row in self.instance.log()
-            ):
-                break
-            await trio.sleep(0.1)
+        done.injection = replace(done.injection, kind=Kind.LIMIT)
+        await self._noticed(done.injection.pool)
         await trio.sleep(1.0)
+
+    async def _noticed(self, pool: str, pid: int = 0) -> None:
+        """Wait until the server says that a worker of the pool is above its limit. Raises TooLate."""
+
+        def is_noticed() -> bool:
+            return any(
+                row.get("msg") == "worker above max_worker_memory"
+                and row.get("pool") == pool
+                and pid in (0, row.get("pid"))
+                for row in self.instance.log()
+            )
+
+        what = f"worker {pid}" if pid else "a worker"
+        await until(is_noticed, NOTICE_SECONDS, f"{what} of {pool} replaced for its memory", 0.1)
+
+    async def _oom(self, done: Done) -> None:
+        """Have a worker killed for want of memory: by the kernel, or as it would."""
+        victim = await self._victim(done)
+        done.victims += 1
+        if not await kill_for_memory(victim):
+            done.injection = replace(done.injection, kind=Kind.OOM_LIKE)
+        await self._whole([victim])
 
     async def _whole(self, gone: Sequence[Process], more: float = 0.0) -> None:
         # A whole pool that boots takes as long as at the start of the server, beside the load even longer.
         limit = RECOVERY_SECONDS + more + 3 * self.run_.start_seconds
-        await self.instance.wait_whole(limit, gone)
+        await self.instance.wait_whole(limit, gone, self._restless)
 
     # --- the end ---
 
@@ -448,13 +571,12 @@ class _Stage:
         try:
             if self.run_.privacy.pipelines:
                 await self._books()
-            if self.stage is not Stage.MEMORY:  # there no pool is ever whole: every worker is due
-                await instance.wait_whole(RECOVERY_SECONDS)
+            await instance.wait_whole(RECOVERY_SECONDS, but=self._restless)
         except (TooLate, CallFailed, ConnectionGone, trio.TooSlowError) as error:
             record.restless.append(str(error) or type(error).__name__)
         if not self._is_up():
             return
-        if self.stage is not Stage.MEMORY:
+        if not self._restless:
             with trio.move_on_after(DESCRIPTOR_SECONDS):
                 while instance.gained():
                     await trio.sleep(0.05)

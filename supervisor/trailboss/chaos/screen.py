@@ -10,9 +10,19 @@ from rich.table import Table
 from rich.text import Text
 
 from trailboss.chaos.plan import Plan
-from trailboss.chaos.verdict import Done, Outcome, Seen, Verdict
+from trailboss.chaos.verdict import Done, Finding, Outcome, Seen, Verdict
 
-__all__ = ["CLIENTS", "as_json", "client_rows", "progress_line", "recovery_rows", "seconds_text", "shown"]
+__all__ = [
+    "CLIENTS",
+    "as_json",
+    "client_rows",
+    "outcome_text",
+    "progress_line",
+    "recovery_rows",
+    "seconds_text",
+    "shown",
+    "summary",
+]
 
 #: What the kinds of clients are called.
 CLIENTS = {"http": "HTTP requests", "push": "jobs pushed", "rpc": "RPC calls"}
@@ -64,12 +74,36 @@ CLIENT_HEADINGS = ("clients saw", "answered", "failed", "server down", "p99", "l
 
 def progress_line(done: Done) -> str:
     """One injection for people who look on."""
-    how = (
-        f"whole again after {seconds_text(done.recovered)}"
-        if done.recovered is not None
-        else f"NOT WHOLE: {done.note}"
-    )
-    return f"{done.at:7.2f} s  {done.injection.describe()}: {how}"
+    return f"{done.at:7.2f} s  {done.injection.describe()}: {outcome_text(done)}"
+
+
+def outcome_text(done: Done) -> str:
+    """How an injection ended."""
+    if not done.over:
+        return "the run was ended in the middle of it"
+    if done.recovered is None:
+        return f"NOT WHOLE: {done.note}"
+    whole = f"whole again after {seconds_text(done.recovered)}"
+    return f"{done.note}, {whole}" if done.note else whole
+
+
+def sign_of(finding: Finding) -> tuple[str, str]:
+    """A sign for a finding, and how it is shown."""
+    if not finding.judged:
+        return "○", "dim"
+    return ("✓", "green") if finding.holds else ("✗", "bold red")
+
+
+def summary(verdict: Verdict) -> str:
+    """The verdict in a line."""
+    count, names = len(verdict.findings), ", ".join(finding.name for finding in verdict.broken)
+    if names:
+        text = f"FAIL  {names} ({len(verdict.broken)} of {count} broken)"
+        return f"{text}; interrupted" if verdict.interrupted else text
+    if verdict.interrupted:
+        judged = sum(finding.judged for finding in verdict.findings)
+        return f"INTERRUPTED  nothing broken so far; {judged} of {count} invariants were looked at"
+    return f"PASS  all {count} invariants hold"
 
 
 def shown(verdict: Verdict) -> RenderableType:
@@ -78,21 +112,13 @@ def shown(verdict: Verdict) -> RenderableType:
     for heading in ("", "invariant", "seen"):
         findings.add_column(heading, overflow="fold")
     for finding in verdict.findings:
-        style = "green" if finding.holds else "bold red"
+        sign, style = sign_of(finding)
         seen = Text(finding.seen)
         if not finding.holds:
             seen = Text(f"{finding.text}\n", style="red").append(finding.seen, style="default")
-        findings.add_row(Text("✓" if finding.holds else "✗", style), Text(finding.name, style), seen)
-    broken = verdict.broken
-    count = len(verdict.findings)
-    last = (
-        Text(f"PASS  all {count} invariants hold", "bold green")
-        if verdict.holds
-        else Text(
-            f"FAIL  {', '.join(finding.name for finding in broken)} ({len(broken)} of {count} broken)",
-            "bold red",
-        )
-    )
+        findings.add_row(Text(sign, style), Text(finding.name, style), seen)
+    style = "bold red" if verdict.broken else "bold yellow" if verdict.interrupted else "bold green"
+    last = Text(summary(verdict), style)
     return Group(
         _table(RECOVERY_HEADINGS, recovery_rows(verdict)),
         _table(CLIENT_HEADINGS, client_rows(verdict)),
@@ -119,12 +145,19 @@ def console() -> Console:
 def as_json(plan: Plan, seen: Seen, verdict: Verdict, changed: Sequence[str]) -> dict[str, object]:
     """Everything, for `--json`."""
     return {
-        "passed": verdict.holds,
+        "passed": verdict.passed,
+        "interrupted": verdict.interrupted,
         "plan": {"name": plan.name, "seed": plan.seed, "digest": plan.digest},
         "seconds": round(seen.seconds, 3),
         "changed": list(changed),
         "invariants": [
-            {"name": finding.name, "holds": finding.holds, "text": finding.text, "seen": finding.seen}
+            {
+                "name": finding.name,
+                "holds": finding.holds,
+                "judged": finding.judged,
+                "text": finding.text,
+                "seen": finding.seen,
+            }
             for finding in verdict.findings
         ],
         "recovery": [

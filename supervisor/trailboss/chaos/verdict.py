@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
@@ -31,6 +31,12 @@ __all__ = [
 
 #: Memory that the server may have gained at the end of a stage, in bytes: what buffers and allocators keep.
 MEMORY_GAIN_MAX: Final = 24 << 20
+#: A failure that follows its cause by no more is due to it: clients and the judge share the processors.
+SLACK_SECONDS: Final = 0.5
+#: Invariants that are looked at when the faults of a stage are over.
+AT_THE_END: Final = frozenset(
+    {"exit code", "jobs", "books", "no process left", "descriptors", "memory", "log"}
+)
 #: Beginnings of the texts with which a server refuses an RPC call on purpose.
 TYPED: Final = (
     "service not ready: ",
@@ -72,7 +78,7 @@ class Done:
     """An injection that was done: `at`; how long until all was whole again, None where it never was.
 
     `victims`: workers that were killed or frozen when they could have had a request. `hit`: the victim was there to be
-    hit (a worker that has already gone by itself is none).
+    hit (a worker that has already gone by itself is none). `over`: the run was not ended in the middle of it.
     """
 
     injection: Injection
@@ -80,6 +86,7 @@ class Done:
     recovered: float | None = None
     victims: int = 0
     hit: bool = True
+    over: bool = True
     note: str = ""
 
 
@@ -137,6 +144,8 @@ class Finding:
     holds: bool
     text: str
     seen: str
+    #: False: the run was ended before this could be looked at; it counts neither way.
+    judged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +179,13 @@ class Verdict:
     findings: tuple[Finding, ...]
     recoveries: tuple[Recovery, ...]
     served: tuple[Served, ...]
+    #: A signal has ended the run; what holds, holds so far.
+    interrupted: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether the run came to its end, and every invariant holds."""
+        return self.holds and not self.interrupted
 
     @property
     def holds(self) -> bool:
@@ -188,7 +204,7 @@ def percentile(values: Sequence[float], fraction: float) -> float:
     return ordered[max(0, math.ceil(fraction * len(ordered)) - 1)]
 
 
-def judge(seen: Seen, *, has_http: bool, has_jobs: bool) -> Verdict:
+def judge(seen: Seen, *, has_http: bool, has_jobs: bool, interrupted: bool = False) -> Verdict:
     """Hold what was seen against the invariants; those of parts that the configuration does not have are left out."""
     findings = [_server(seen), _exit_code(seen)]
     if has_http:
@@ -197,11 +213,24 @@ def judge(seen: Seen, *, has_http: bool, has_jobs: bool) -> Verdict:
     if has_jobs:
         findings += [_jobs(seen), _books(seen)]
     findings += [_pools(seen), _processes(seen), _descriptors(seen), _memory(seen), _log(seen)]
-    if any(done.injection.kind is Kind.LIMIT for done in seen.done):
+    if interrupted and not seen.exits:
+        findings = [
+            replace(finding, judged=False, seen="not looked at before the end")
+            if finding.holds and finding.name in AT_THE_END
+            else finding
+            for finding in findings
+        ]
+    kinds = {done.injection.kind for done in seen.done if done.over}
+    if kinds & {Kind.GROW, Kind.LIMIT}:
         findings.append(_limit(seen))
+    if Kind.OOM in kinds:
+        findings.append(_oom(seen))
     served = [_served(client, seen) for client in ("http", "push", "rpc")]
     return Verdict(
-        tuple(findings), tuple(_recoveries(seen.done)), tuple(row for row in served if row.outcomes)
+        tuple(findings),
+        tuple(_recoveries(seen.done)),
+        tuple(row for row in served if row.outcomes),
+        interrupted,
     )
 
 
@@ -232,7 +261,10 @@ def _exit_code(seen: Seen) -> Finding:
 
 
 def _requests(seen: Seen) -> Finding:
-    """Failures must not be more than the workers that were hit; refusals with a reason may come while a pool heals."""
+    """Failures must not be more than the workers that were hit, and in the time of an injection that hit some.
+
+    Refusals with a reason may come while a pool heals.
+    """
     text = "No request is lost: every one gets the whole answer of the application, or its worker was hit."
     replies = [reply for reply in seen.replies if reply.client == "http"]
     judged = [reply for reply in replies if not (reply.outcome in _FALLEN and _during(reply, seen.down))]
@@ -244,11 +276,23 @@ def _requests(seen: Seen) -> Finding:
         and not (reply.outcome is Outcome.REFUSED and _during(reply, healing))
     ]
     allowed = sum(done.victims for done in seen.done)
+    reasons = [_time_of_victims(done) for done in seen.done if done.victims]
+    alone = sum(not _during(reply, reasons) for reply in failed)
     answered = sum(reply.outcome is Outcome.ANSWERED for reply in replies)
-    holds = len(failed) <= allowed and answered > 0
+    holds = len(failed) <= allowed and not alone and answered > 0
     told = ", ".join(f"{count} {text}" for text, count in _texts(failed))
-    report = f"{answered:,} answered, {len(failed)} failed; {allowed} workers were hit"
+    report = f"{answered:,} answered, {len(failed)} failed; {_count(allowed, 'worker')} hit"
+    if alone:
+        report = f"{report}, {alone} of the failures when none was"
     return Finding("requests", holds, text, f"{report}: {told}" if failed else report)
+
+
+def _time_of_victims(done: Done) -> tuple[float, float]:
+    """When requests may have been on the workers that an injection hit."""
+    # A call that lies beyond those of its start ends a worker at some later time.
+    if done.recovered is None or done.injection.kind is Kind.KILL_CALL:
+        return (done.at, math.inf)
+    return (done.at, done.at + done.recovered + SLACK_SECONDS)
 
 
 def _gate(seen: Seen) -> Finding:
@@ -318,17 +362,18 @@ def _adds_up(totals: dict[str, int]) -> bool:
 
 def _pools(seen: Seen) -> Finding:
     text = "After every injection every pool has all its workers again."
-    never = [done for done in seen.done if done.recovered is None]
-    slowest = max((done.recovered for done in seen.done if done.recovered is not None), default=0.0)
-    good = f"{_count(len(seen.done), 'time')}, the slowest {slowest:.2f} s"
+    whole = [done for done in seen.done if done.over]
+    never = [done for done in whole if done.recovered is None]
+    slowest = max((done.recovered for done in whole if done.recovered is not None), default=0.0)
+    good = f"{_count(len(whole), 'time')}, the slowest {slowest:.2f} s"
     wrong = "; ".join(
         f"not after {done.injection.describe()} at {done.at:.1f} s ({done.note})" for done in never[:3]
     )
     return Finding(
         "pools whole",
-        not never and bool(seen.done),
+        not never and bool(whole),
         text,
-        wrong or (good if seen.done else "nothing was done"),
+        wrong or (good if whole else "nothing was done"),
     )
 
 
@@ -355,8 +400,24 @@ def _log(seen: Seen) -> Finding:
 
 
 def _limit(seen: Seen) -> Finding:
-    text = "Workers above their memory limit are replaced."
-    return Finding("memory limit", seen.recycled > 0, text, f"{seen.recycled} replaced")
+    """A worker that has grown is waited for by its injection; here the server's own account of it is looked at."""
+    text = "A worker above its memory limit is replaced, in its turn and after what it runs."
+    grown = sum(done.injection.kind is Kind.GROW and done.hit and done.over for done in seen.done)
+    lowered = sorted({done.injection.pool for done in seen.done if done.injection.kind is Kind.LIMIT})
+    least = grown + len(lowered)
+    told = [f"{grown} grown above it"] if grown else []
+    told += (
+        [f"limit lowered for {', '.join(lowered)}, where workers cannot be made to grow"] if lowered else []
+    )
+    holds = 0 < least <= seen.recycled
+    return Finding("memory limit", holds, text, f"{seen.recycled} replaced: {'; '.join(told) or 'none grew'}")
+
+
+def _oom(seen: Seen) -> Finding:
+    text = "A worker that the kernel kills for want of memory is said to have died of that."
+    killed = sum(done.injection.kind is Kind.OOM and done.over for done in seen.done)
+    named = seen.causes["oom"]
+    return Finding("oom named", killed <= named, text, f"{killed} killed by the kernel, {named} named")
 
 
 def _count(number: int, noun: str) -> str:
@@ -378,7 +439,12 @@ def _texts(replies: Iterable[Reply]) -> list[tuple[str, int]]:
 
 def _recoveries(done: Sequence[Done]) -> Iterable[Recovery]:
     for kind in Kind:
-        rows = [row for row in done if row.injection.kind is kind]
+        # A worker that was to grow and was replaced for something else meanwhile shows nothing.
+        rows = [
+            row
+            for row in done
+            if row.injection.kind is kind and row.over and (row.hit or kind is not Kind.GROW)
+        ]
         times = [row.recovered for row in rows if row.recovered is not None]
         if rows:
             figures = (

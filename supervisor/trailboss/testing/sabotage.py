@@ -163,6 +163,15 @@ def _log() -> None:
     _on_death(lambda: logger("container").error("sabotaged", text="Traceback (most recent call last): …"))
 
 
+def _memory_limit() -> None:
+    from trailboss.workers.upkeep import Upkeep
+
+    async def blind(self: Upkeep) -> None:
+        await trio.sleep_forever()
+
+    Upkeep._watch_memory = blind  # type: ignore[method-assign]
+
+
 #: Name of an invariant -> what breaks it.
 SABOTAGES: Final[dict[str, Callable[[], None]]] = {
     "server lives": _server_lives,
@@ -176,6 +185,7 @@ SABOTAGES: Final[dict[str, Callable[[], None]]] = {
     "descriptors": _descriptors,
     "memory": _memory,
     "log": _log,
+    "memory limit": _memory_limit,
 }
 
 

@@ -74,12 +74,12 @@ def controllers_for(process: ProcessConfig) -> frozenset[str]:
     return frozenset(name.partition(".")[0] for name in limits_for(process))
 
 
-def own_folder(root: str = "/") -> str:
-    """Return the folder of this process's own group. Raises CgroupsUnavailable. `root` is where /proc and /sys are."""
+def own_folder(root: str = "/", process: str = "self") -> str:
+    """Return the folder of a process's own group. Raises CgroupsUnavailable. `root` is where /proc and /sys are."""
     try:
         own = next(
             line[3:]
-            for line in _read(os.path.join(root, "proc/self/cgroup")).splitlines()
+            for line in _read(os.path.join(root, "proc", process, "cgroup")).splitlines()
             if line[:3] == "0::"
         )
         mounts = _read(os.path.join(root, "proc/self/mountinfo")).splitlines()

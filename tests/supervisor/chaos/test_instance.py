@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from trailboss.chaos.instance import Privacy, privacy_of
+from trailboss.chaos.instance import Privacy, free_port, privacy_of
 from trailboss.config import Config, LoadRequest, load
 
 FILE = """
@@ -110,6 +111,35 @@ def test_workers_by_a_script_for_system_calls(tmp_path: Path) -> None:
     assert tuple(config.http.pool.command) == ("/run/x/traced_worker", "php", "worker.php")
 
 
+def test_what_the_memory_stage_has_to_know(tmp_path: Path) -> None:
+    """The commands behind which our script is put, and the limits that the user has set."""
+    given = [
+        "jobs.pool.command=php,a,b",
+        "http.pool.supervisor.max_worker_memory=128",
+        "http.pool.supervisor.memory_measure=pss",
+    ]
+    privacy = private(tmp_path, given, system_calls=True)
+
+    assert privacy.commands["http"] == ("/run/x/traced_worker", "php", "worker.php")
+    assert privacy.commands["jobs"] == ("/run/x/traced_worker", "php", "a", "b")
+    assert privacy.worker_memory == {"http": 128, "jobs": 0}
+    assert privacy.memory_max == {"http": 0, "jobs": 0}
+    assert privacy.proportional == {"http"}
+
+
 def test_a_pool_without_lasting_workers_is_left_out(tmp_path: Path) -> None:
     """In debug mode there is no worker that could be hurt."""
     assert private(tmp_path, ["http.pool.debug=true"]).pools == {"jobs": 2}
+
+
+def test_ports_are_not_of_those_that_connections_get() -> None:
+    """A client that knocks at a server which is not up cannot take its port; and it can be listened at."""
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    ports = {free_port() for _ in range(20)}
+
+    assert len(ports) > 1
+    assert not [port for port in ports if low <= port <= high]
+    for port in ports:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            listener.listen()

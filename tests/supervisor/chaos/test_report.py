@@ -24,7 +24,8 @@ def ran(note: str = "") -> tuple[Plan, Seen, Verdict]:
         seen.done.append(Done(Injection(Stage.STORM, kind, "http", at=0.5), number + 1.0, 0.4, victims=1))
     seen.replies = [Reply("http", at / 10, 0.01, Outcome.ANSWERED) for at in range(400)]
     seen.replies += [Reply("rpc", 1, 0.01, Outcome.ANSWERED), Reply("http", 2, 0.2, Outcome.WORKER, "502")]
-    seen.recycled = 1
+    seen.recycled = 2
+    seen.causes["oom"] = 1
     if note:
         seen.done.append(Done(Injection(Stage.STORM, Kind.KILL, "http"), 20.0, None, note=note))
     return plan, seen, judge(seen, has_http=True, has_jobs=False)
@@ -100,6 +101,25 @@ def test_a_failed_run_names_what_is_broken() -> None:
     assert document["passed"] is False
     assert [row["name"] for row in document["invariants"] if not row["holds"]] == ["pools whole"]
     assert len(seen.done) == len(document["injections"])
+
+
+def test_a_run_that_was_ended_says_so() -> None:
+    """Neither passed nor failed: what was not looked at has a sign of its own, in report and terminal."""
+    plan, seen, _ = ran()
+    seen.exits.clear()
+    seen.done.append(Done(Injection(Stage.STORM, Kind.KILL, "http"), 30.0, over=False))
+    verdict = judge(seen, has_http=True, has_jobs=False, interrupted=True)
+    console = Console(record=True, width=120, file=open("/dev/null", "w"))  # noqa: SIM115  closed below
+    console.print(shown(verdict))
+    text = console.export_text()
+    console.file.close()
+    html = render_report(plan, seen, verdict, [(Stage.STORM, 0, 40)], [], "trailboss chaos")
+
+    assert "INTERRUPTED  nothing broken so far" in text
+    assert "○   exit code" in text
+    assert "Interrupted: nothing broken so far" in html
+    assert "the run was ended in the middle of it" in html
+    assert as_json(plan, seen, verdict, [])["passed"] is False
 
 
 def test_times() -> None:

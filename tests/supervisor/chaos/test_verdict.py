@@ -21,6 +21,8 @@ from trailboss.chaos.verdict import (
 
 KILL = Injection(Stage.STORM, Kind.KILL, "http")
 LIMIT = Injection(Stage.MEMORY, Kind.LIMIT, "http")
+GROW = Injection(Stage.MEMORY, Kind.GROW, "http")
+OOM = Injection(Stage.MEMORY, Kind.OOM, "http")
 TOTALS = {"pushed": 10, "done": 7, "dead": 1, "waiting": 1, "delayed": 1, "running": 0, "destroyed": 0}
 
 
@@ -66,7 +68,9 @@ def request(at: float, outcome: Outcome, text: str = "") -> Reply:
         ("server lives", lambda seen: seen.died.append("it ended by itself with 1")),
         ("server lives", lambda seen: seen.failed_starts.append("it does not start")),
         ("exit code", lambda seen: seen.exits.append(1)),
-        ("requests", lambda seen: seen.replies.extend([request(5, Outcome.CUT)] * 2)),
+        ("requests", lambda seen: seen.replies.extend([request(3.1, Outcome.CUT)] * 2)),
+        # One failure for one victim, but seconds after everything was whole again.
+        ("requests", lambda seen: seen.replies.append(request(5, Outcome.CUT))),
         ("requests", lambda seen: seen.replies.extend([request(5, Outcome.WORKER)] * 2)),
         ("requests", lambda seen: seen.replies.extend([request(5, Outcome.REFUSED, "503 no workers")] * 2)),
         ("requests", lambda seen: seen.replies.extend([request(9.7, Outcome.SILENT)] * 2)),
@@ -89,6 +93,10 @@ def request(at: float, outcome: Outcome, text: str = "") -> Reply:
         ("memory", lambda seen: seen.memory.append((0, MEMORY_GAIN_MAX + 1))),
         ("log", lambda seen: seen.tracebacks.append("rpc: failed")),
         ("memory limit", lambda seen: seen.done.append(Done(LIMIT, 6.0, 1.0))),
+        ("memory limit", lambda seen: seen.done.append(Done(GROW, 6.0, 1.0))),
+        # One that was replaced for something else shows nothing, and a stage of such alone does not pass.
+        ("memory limit", lambda seen: seen.done.append(Done(GROW, 6.0, 1.0, hit=False))),
+        ("oom named", lambda seen: seen.done.append(Done(OOM, 6.0, 1.0, victims=1))),
     ],
 )
 def test_what_breaks_an_invariant_breaks_that_one(name: str, spoil: Callable[[Seen], object]) -> None:
@@ -113,6 +121,8 @@ def test_what_breaks_an_invariant_breaks_that_one(name: str, spoil: Callable[[Se
         lambda seen: seen.replies.append(Reply("rpc", 0.1, 0.3, Outcome.REFUSED, "service not ready: jobs")),
         lambda seen: seen.replies.append(Reply("push", 9.6, 0.1, Outcome.CUT)),
         lambda seen: seen.memory.append((80 << 20, 60 << 20)),
+        lambda seen: (seen.done.append(Done(GROW, 6.0, 1.0)), setattr(seen, "recycled", 1)),
+        lambda seen: (seen.done.append(Done(OOM, 6.0, 1.0)), seen.causes.update(["oom"])),
     ],
 )
 def test_what_has_a_reason_is_no_fault(excuse: Callable[[Seen], object]) -> None:
@@ -133,6 +143,34 @@ def test_invariants_of_what_is_not_there_are_left_out() -> None:
     names = [finding.name for finding in judge(well(), has_http=False, has_jobs=False).findings]
 
     assert not {"requests", "jobs", "books"} & set(names)
+
+
+def test_what_an_interrupted_run_has_not_looked_at() -> None:
+    """What is seen only when the faults are over counts neither way; what broke before is broken."""
+    seen = Seen(
+        replies=well().replies, done=[Done(KILL, 3.0, 0.2), Done(KILL, 4.0, over=False)], starts=[0.4]
+    )
+    verdict = judge(seen, has_http=True, has_jobs=True, interrupted=True)
+
+    assert verdict.holds
+    assert not verdict.passed
+    assert {"server lives", "requests", "gate", "pools whole"} == {
+        finding.name for finding in verdict.findings if finding.judged
+    }
+    seen.tracebacks.append("rpc: failed")
+
+    assert [
+        finding.name for finding in judge(seen, has_http=True, has_jobs=True, interrupted=True).broken
+    ] == ["log"]
+
+
+def test_a_call_beyond_the_start_may_end_a_worker_later() -> None:
+    """A worker killed at a system call that it makes only at work may have a request then."""
+    seen = well()
+    seen.done = [Done(Injection(Stage.MID_INIT, Kind.KILL_CALL, "http"), 3.0, 0.2, victims=1)]
+    seen.replies.append(request(8, Outcome.WORKER))
+
+    assert broken(seen) == []
 
 
 def test_falling_and_rising() -> None:
@@ -175,6 +213,21 @@ def test_no_figures_without_recovery() -> None:
     (row,) = verdict_of(None).recoveries
 
     assert (row.p50, row.p99, row.longest) == (None, None, None)
+
+
+def test_the_memory_limit_says_how_it_was_reached() -> None:
+    """Grown workers and lowered limits are told apart, and a worker that did not grow is no time to recover."""
+    seen = well()
+    seen.done = [Done(GROW, 1.0, 2.0), Done(GROW, 3.0, 4.0, hit=False), Done(LIMIT, 5.0, 1.0)]
+    seen.recycled = 2
+    verdict = judge(seen, has_http=True, has_jobs=True)
+    texts = {finding.name: finding.seen for finding in verdict.findings}
+
+    assert (
+        (texts["memory limit"])
+        == "2 replaced: 1 grown above it; limit lowered for http, where workers cannot be made to grow"
+    )
+    assert [(row.kind, row.count) for row in verdict.recoveries] == [(Kind.GROW, 1), (Kind.LIMIT, 1)]
 
 
 def test_what_clients_saw() -> None:
