@@ -16,8 +16,8 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
-#: Name of the extension -> name of the executable.
-PROGRAMS = {"trailboss.workers._guard": "trailboss-guard"}
+#: Last part of the extension's name -> name of the executable.
+PROGRAMS = {"_guard": "trailboss-guard"}
 #: Ways to link, the better one first.
 LINKS = (["-static-pie"], ["-pie"])
 
@@ -26,9 +26,10 @@ class BuildPrograms(build_ext):
     """`build_ext` that makes executables of the extensions in PROGRAMS."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        """Where the result goes, below the folder of all packages."""
-        if fullname in PROGRAMS:
-            return os.path.join(*fullname.split(".")[:-1], PROGRAMS[fullname])
+        """Where the result goes, below the folder of all packages, or of its own: setuptools asks for both."""
+        *folders, name = fullname.split(".")
+        if name in PROGRAMS:
+            return os.path.join(*folders, PROGRAMS[name])
         return super().get_ext_filename(fullname)
 
     def get_source_files(self) -> list[str]:
@@ -37,11 +38,11 @@ class BuildPrograms(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Build one of them. Raises CompileError or LinkError where that is not possible."""
-        if ext.name not in PROGRAMS:
+        if ext.name.rpartition(".")[2] not in PROGRAMS:
             super().build_extension(ext)
             return
         if not sys.platform.startswith("linux"):
-            raise CompileError(f"{PROGRAMS[ext.name]} is for Linux only")
+            raise CompileError(f"{ext.name} is for Linux only")
         compiler = self.compiler
         objects = compiler.compile(
             sorted(ext.sources),
