@@ -167,7 +167,8 @@ def hunt(groups: set[int], mark: bytes) -> None:
 def kill_cgroup(folder: bytes) -> None:
     """Kill everything in a control group and below it, whatever session or environment it has."""
     try:
-        file = os.open(folder + b"/cgroup.kill", os.O_WRONLY)  # never made: a folder without it is none of a group
+        # Never made: a folder without that file is no control group.
+        file = os.open(folder + b"/cgroup.kill", os.O_WRONLY)
     except OSError:
         return
     try:
