@@ -76,29 +76,31 @@ class Orders:
         return line == b"q" and not self.groups
 
 
-def _session_of(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The command name may hold blanks and brackets; what follows its last bracket is regular.
-            return int(file.read().rpartition(b")")[2].split()[3])
-    except (OSError, ValueError, IndexError):
-        return 0
+def read_stat(data: bytes) -> tuple[bool, int]:
+    """Return whether a /proc/PID/stat is that of a process which is no zombie, and its session (0: none of ours)."""
+    # The command name may hold blanks and brackets; what follows its last bracket is regular.
+    fields = data.rpartition(b")")[2].split() if b")" in data else []
+    is_alive = bool(fields) and len(fields[0]) == 1 and fields[0] not in (b"Z", b"X")
+    session = int(fields[3]) if len(fields) > 3 and fields[3].isdigit() else 0
+    return is_alive, session if 1 < session < PROCESS_NUMBERS else 0
 
 
-def _is_zombie(pid: int) -> bool:
+def holds_mark(environ: bytes, marks: set[bytes]) -> bool:
+    """Whether an entry of an environment, as a whole, is one of `marks`."""
+    return not marks.isdisjoint(environ.split(b"\0"))
+
+
+def _content(path: str) -> bytes:
+    """What is in a file of a process, as far as that is read; nothing where the process has gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
-    except (OSError, IndexError):
-        return True
+        with open(path, "rb") as file:
+            return file.read(ENVIRON_SIZE_MAX)
+    except OSError:
+        return b""
 
 
 def _is_marked(pid: int, marks: set[bytes]) -> bool:
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return not marks.isdisjoint(file.read(ENVIRON_SIZE_MAX).split(b"\0"))
-    except OSError:
-        return False
+    return holds_mark(_content(f"/proc/{pid}/environ"), marks)
 
 
 def end_strays(marks: set[bytes]) -> None:
@@ -137,9 +139,10 @@ def find_survivors(sessions: set[int], mark: bytes) -> list[int]:
         if not name.isdigit():
             continue
         pid = int(name)
-        if pid in (own, 1) or _is_zombie(pid):
+        if pid in (own, 1):
             continue
-        if _session_of(pid) in sessions or _is_marked(pid, {mark}):
+        is_alive, session = read_stat(_content(f"/proc/{pid}/stat"))
+        if is_alive and (session in sessions or _is_marked(pid, {mark})):
             found.append(pid)
     return found
 
