@@ -18,7 +18,7 @@ from trailboss.workers.guard_process import LINE_SIZE_MAX, Orders, holds_mark, r
 #: Those that show_guard.c looks for.
 MARKS = {b"TRAILBOSS_TOKEN=" + token for token in (b"lost", b"", b"other")}
 SIZES = (1, 7, 4096)
-SCRIPTS = 1500
+SCRIPTS = 600
 NUMBERS = (
     b"0",
     b"1",

@@ -97,10 +97,10 @@ static bool add_token(struct trailboss_guard *guard, const char *token, size_t s
     return true;
 }
 
-/* A folder whose path is too long, or holds a zero, cannot be opened: then there is none. */
-static void set_cgroup(struct trailboss_guard *guard, const char *folder, size_t size, bool is_too_long)
+/* A folder whose path holds a zero cannot be opened: then there is none. */
+static void set_cgroup(struct trailboss_guard *guard, const char *folder, size_t size)
 {
-    size = is_too_long || memchr(folder, 0, size) != NULL ? 0 : size;
+    size = memchr(folder, 0, size) != NULL ? 0 : size;
     memcpy(guard->cgroup, folder, size);
     guard->cgroup[size] = '\0';
 }
@@ -113,7 +113,7 @@ static enum trailboss_guard_event take_line(struct trailboss_guard *guard)
     const char verb = guard->line_size == 0 ? '\0' : guard->line[0];
 
     if (verb == '@') {
-        set_cgroup(guard, rest, rest_size, is_too_long);
+        set_cgroup(guard, rest, rest_size); /* too long a path is none either */
     } else if (is_too_long) {
         return TRAILBOSS_GUARD_CONSUMED;
     } else if (verb == 'x') {
