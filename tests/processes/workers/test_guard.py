@@ -16,25 +16,12 @@ import time
 import pytest
 import trio
 
-from trailboss.workers import guard as guard_module
-from trailboss.workers.guard import NATIVE_PROGRAM, PYTHON_PROGRAM, Guard
 from trailboss.workers.guard_process import end_strays
 
-from .stage import PROGRAMS, Stage, body_of, is_alive, marked_processes, until
+from .stage import GUARDS, PROGRAMS, Stage, body_of, command_of, is_alive, marked_processes, until
 
 SUPERVISOR = PROGRAMS / "small_supervisor.py"
-#: Command of each guard, but for its mark.
-COMMANDS = {"c": [str(NATIVE_PROGRAM)], "python": [sys.executable, "-I", "-S", str(PYTHON_PROGRAM)]}
-
-
-@pytest.fixture(params=["c", "python"], autouse=True)
-def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The guard that a supervisor of this test starts, in this process or as a child of it."""
-    chosen: str = request.param
-    if chosen == "c" and not NATIVE_PROGRAM.exists():
-        pytest.skip("needs the guard in C, built at installation where there is a C compiler")
-    monkeypatch.setenv("TRAILBOSS_PURE_PYTHON", "1" if chosen == "python" else "")
-    return chosen
+pytestmark = pytest.mark.usefixtures("program")
 
 
 def _start(phase: str) -> tuple[subprocess.Popen[str], list[int], int, str]:
@@ -82,7 +69,7 @@ async def test_guard_is_replaced(stage: Stage, program: str) -> None:
         await until(lambda old=old: stage.guard.pid not in (0, old), 5)
         assert stage.guard.replaced == number + 1
         assert not is_alive(old)
-        assert _command_of(stage.guard.pid) == [*COMMANDS[program], stage.guard.instance]
+        assert command_of(stage.guard.pid) == [*GUARDS[program], stage.guard.instance]
     assert {worker.pid for worker in pool.workers()} == workers
     assert await stage.ask(pool, "echo", b"unharmed") == b"unharmed"
     assert stage.deaths == []
@@ -244,70 +231,12 @@ def test_strays_without_number(program: str) -> None:
         assert last.wait(10) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("fault", ["missing", "not executable", "no program", "silent", "wrong word"])
-async def test_fallback(
-    fault: str,
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-    program: str,
-    log_records: list[dict[str, object]],
-) -> None:
-    """Where the guard in C cannot run the Python one serves, and the log says so once, also when it is replaced."""
-    if program == "python":
-        monkeypatch.delenv("TRAILBOSS_PURE_PYTHON")
-    broken = tmp_path / "trailboss-guard"
-    if fault != "missing":
-        texts = {"silent": "#!/bin/true\n", "wrong word": "#!/bin/echo\n"}
-        broken.write_text(texts.get(fault, "no program\n"))
-        broken.chmod(0o644 if fault == "not executable" else 0o755)
-    monkeypatch.setattr(guard_module, "NATIVE_PROGRAM", broken)
-    guard = Guard()
-    assert guard.is_native
-    with trio.fail_after(30):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(guard.run)
-            old = guard.pid
-            assert str(PYTHON_PROGRAM) in _command_of(old)
-            guard.kill_now()
-            await until(lambda: guard.pid not in (0, old), 10)
-            assert str(PYTHON_PROGRAM) in _command_of(guard.pid)
-            nursery.cancel_scope.cancel()
-    said = [record for record in log_records if "the Python one is used" in str(record["event"])]
-    assert [record["log_level"] for record in said] == ["info" if fault == "missing" else "warning"]
-
-
-async def test_no_fallback_for_want_of_descriptors(program: str) -> None:
-    """What passes says nothing about the program: the error is raised, and the next attempt starts the same guard."""
-    guard = Guard()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with trio.fail_after(30):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
-        spare: list[int] = []
-        try:
-            while True:  # until nothing is free
-                try:
-                    spare.append(os.dup(0))
-                except OSError:
-                    break
-            with pytest.raises(OSError, match="Too many open files"):
-                await guard.run()
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            for number in spare:
-                os.close(number)
-        assert guard.is_native == (program == "c")
-        async with trio.open_nursery() as nursery:
-            await nursery.start(guard.run)
-            assert _command_of(guard.pid) == [*COMMANDS[program], guard.instance]
-            nursery.cancel_scope.cancel()
-
-
 class _Lone:
     """A guard without a supervisor: the test holds its lifeline, which ends with the block."""
 
     def __init__(self, program: str, mark: str) -> None:
         self.process = subprocess.Popen(
-            [*COMMANDS[program], mark], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            [*GUARDS[program], mark], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
 
     def __enter__(self) -> _Lone:
@@ -330,11 +259,6 @@ class _Lone:
 def _sleeper(token: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     environment = environment or {"TRAILBOSS_TOKEN": token}
     return subprocess.Popen(["/bin/sleep", "600"], env=environment, start_new_session=True)
-
-
-def _command_of(pid: int) -> list[str]:
-    words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
-    return [word for word in words if word != "-E"]
 
 
 def _parent(pid: int) -> int:
