@@ -158,7 +158,7 @@ static int guard_code(enum trouble trouble)
     CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
     before = limit.rlim_cur;
     if (trouble == NO_DESCRIPTORS) {
-        limit.rlim_cur = 3;
+        limit.rlim_cur = 1; /* not even those that are open could be had again */
         CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
     } else if (trouble == NO_PIDFDS) {
         refuse_pidfds();
@@ -362,6 +362,48 @@ static void test_strays_that_cannot_be_held(enum trouble trouble)
     close_folder();
 }
 
+/* Between the two looks at a process its number goes to another one, which is nobody's stray. */
+static void test_number_in_use_again(enum trouble trouble)
+{
+    const pid_t innocent = sleeper();
+    char path[256];
+    char other[128];
+    int environment = -1;
+    struct run run;
+
+    open_folder();
+    add_process(innocent, 'S', 7, NULL, 0);
+    CHECK(snprintf(path, sizeof path, "%s/%d/environ", proc_path, (int)innocent) < (int)sizeof path);
+    CHECK(mkfifo(path, 0600) == 0);
+    CHECK(snprintf(other, sizeof other, "%s/other", folder) < (int)sizeof other);
+    write_file(other, "A=b", 4);
+    run = start(trouble);
+    must_be_ready(&run);
+    tell(&run, "xlost\n", 6);
+    environment = open(path, O_WRONLY | O_CLOEXEC); /* it reads the pipe now, and what takes its place the next time */
+    CHECK(environment >= 0 && rename(other, path) == 0);
+    CHECK(write(environment, "TRAILBOSS_TOKEN=lost", 21) == 21 && close(environment) == 0);
+    hang_up(&run);
+    must_live(innocent);
+    close_folder();
+}
+
+/* Who cannot look does not take it for quiet, and so stays until the end of file. */
+static void test_good_order_unseen(enum trouble trouble)
+{
+    const pid_t told = sleeper();
+    struct run run;
+
+    open_folder();
+    run = start(trouble);
+    must_be_ready(&run);
+    tell(&run, "q\n", 2);
+    tell_number(&run, "+", told);
+    hang_up(&run);
+    must_be_killed(told);
+    close_folder();
+}
+
 static void test_good_order(enum trouble trouble)
 {
     const pid_t survivor = sleeper();
@@ -536,7 +578,9 @@ static const struct {
     {test_sessions_and_marks, NO_PIDFDS},
     {test_strays, NO_TROUBLE},
     {test_strays_that_cannot_be_held, NO_PIDFDS},
+    {test_number_in_use_again, NO_TROUBLE},
     {test_good_order, NO_TROUBLE},
+    {test_good_order_unseen, NO_DESCRIPTORS},
     {test_no_standard_streams, NO_LIFELINE},
     {test_no_standard_streams, NO_LISTENER},
     {test_cgroups, NO_TROUBLE},
