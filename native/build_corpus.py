@@ -1,8 +1,8 @@
-"""Makes native/corpus and native/corpus_http: the seeds of the fuzz targets and input of the C tests.
+"""Makes native/corpus, corpus_http and corpus_guard: the seeds of the fuzz targets and input of the C tests.
 
 The first comes from the recorded vectors: one file per distinct byte string of at most 4 KiB, named after the vector it
 comes from, plus a few streams of several frames. The second holds the heads of the table of raw requests, the answers
-among the vectors, and a few of each written here. `--check` compares instead of writing and exits with 1 where a folder
+among the vectors, and a few of each written here; the third what the guard reads: lines, environments, stat. `--check` compares instead of writing and exits with 1 where a folder
 is not what it would write.
 """
 
@@ -18,6 +18,7 @@ from types import ModuleType
 HERE = os.path.dirname(os.path.abspath(__file__))
 CORPUS = os.path.join(HERE, "corpus")
 CORPUS_HTTP = os.path.join(HERE, "corpus_http")
+CORPUS_GUARD = os.path.join(HERE, "corpus_guard")
 TESTS = os.path.join(HERE, "..", "tests")
 VECTORS = os.path.join(TESTS, "protocol", "vectors.json")
 RAW_REQUESTS = os.path.join(TESTS, "supervisor", "plugins", "http", "raw_requests.py")
@@ -40,6 +41,26 @@ ANSWERS = {
     "empty": b'{"status":500,"headers":[]}',
     "left_out": b'{"status":301,"headers":{"Connection":["close"],"Location":["\\/x"],"Date":["now"],"E":[]}}',
     "unusual": b'{"status":200,"headers":{"Trailer":["x"],"A":["\\u00e9"]}}',
+}
+
+GUARD = {
+    "lines": b"+4242\n@/sys/fs/cgroup/trailboss-1\n+4243\nxlost\n-4242\nxother\nq\n",
+    "lines_quit": b"+17\n-17\nq\n@\nx\n",
+    "lines_odd": b"\n+\n+0\n+1\n+2\n+4194303\n+4194304\n+-5\n+ 5\n-5x\nq5\n5\n+0000000000000005\nqq\n\0\n@a\0b\nx\0\n",
+    "lines_part": b"+12\n+3",
+    "lines_bytes": b"@/sys/fs/cgroup/\xff\xfe \xc3\xa9\nx\xff\nxlost\nxlost\n",
+    "lines_many": b"".join(b"+%d\nxtoken-%d\n" % (number * 977, number) for number in range(2, 60)),
+    "environ": b"PATH=/bin\0TRAILBOSS_TOKEN=lost\0TRAILBOSS_INSTANCE=0123456789abcdef\0",
+    "environ_last": b"A=\0\0TRAILBOSS_TOKEN=other",
+    "environ_not": b"X=TRAILBOSS_TOKEN=lost\0TRAILBOSS_TOKEN=lost2\0TRAILBOSS_TOKEN=los\0RAILBOSS_TOKEN=lost\0",
+    "environ_empty": b"TRAILBOSS_TOKEN=\0TRAILBOSS_TOKEN\0",
+    "stat": b"4242 (php) S 1 4242 4240 0 -1 4194560 1 0 0 0\n",
+    "stat_zombie": b"4242 (php) Z 1 4242 4240 0 -1\n",
+    "stat_name": b"7 (a) Z 1 (b\n) R) S 1 7 6 0 -1\n",
+    "stat_short": b"7 (a) S 1",
+    "stat_none": b"7 a S 1 2 3\n",
+    "stat_outside": b"7 (a) S 0 0 0 0 -1\n",
+    "stat_negative": b"7 (a) S 1 2 -3 0 -1\n",
 }
 
 
@@ -103,7 +124,7 @@ def committed(folder: str) -> dict[str, bytes]:
 
 def main(arguments: list[str]) -> int:
     """Writes the folders, or compares them; returns the exit code."""
-    for folder, expected in ((CORPUS, seeds()), (CORPUS_HTTP, http_seeds())):
+    for folder, expected in ((CORPUS, seeds()), (CORPUS_HTTP, http_seeds()), (CORPUS_GUARD, GUARD)):
         if arguments == ["--check"]:
             if committed(folder) != expected:
                 name = os.path.basename(folder)

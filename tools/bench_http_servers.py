@@ -267,7 +267,9 @@ http:
         command += ["-c", str(start.folder / ".rr.yaml")]
 
     def is_worker(process: psutil.Process) -> bool:
-        return process.pid != running.pid and not any("guard_process" in word for word in process.cmdline())
+        return process.pid != running.pid and not any(
+            name in word for word in process.cmdline() for name in ("guard_process", "trailboss-guard")
+        )
 
     running = _run(start, command)
     return Server(OURS, kind.scheme, start.port, kind.path, start.folder, [running], is_worker)

@@ -93,7 +93,7 @@ choose_python() {
 
 source_hash() {
     {
-        cat "$PROJECT/pyproject.toml" "$PROJECT"/native/*.[ch] 2>/dev/null
+        cat "$PROJECT/pyproject.toml" "$PROJECT"/native/*.[ch] "$PROJECT"/native/build_programs.py 2>/dev/null
         printf '%s\n' "$PROJECT" "$VENV"
     } | sha256sum | cut -c 1-64
 }

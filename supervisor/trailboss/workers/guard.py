@@ -3,12 +3,17 @@
 The guard holds the read end of a pipe and is told of every process group that exists. When the write end closes,
 because the supervisor exited in whatever way, it kills them all. The write end is close-on-exec and never handed to
 anybody; a guard that dies is replaced at once and told everything anew.
+
+It is a program in C, a tenth of the Python one's memory. Where that was not built, or cannot be executed (a file system
+mounted noexec, another processor), or does not say that it is ready, the Python one takes its place for good.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +30,11 @@ log = logger("server")
 #: Environment variable that marks every process of this supervisor for the guard.
 INSTANCE_VARIABLE = "TRAILBOSS_INSTANCE"
 
-_PROGRAM = Path(__file__).with_name("guard_process.py")
+#: The program in C, and its reference, which is also the fallback.
+NATIVE_PROGRAM = Path(__file__).with_name("trailboss-guard")
+PYTHON_PROGRAM = Path(__file__).with_name("guard_process.py")
+#: Errors of a spawn that say something about the machine as it is now, nothing about the program.
+_PASSING_ERRORS = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 #: A guard that lived shorter than HEALTHY_SECONDS is replaced after this pause, any other at once.
 REPLACE_SECONDS_MIN = 0.2
 HEALTHY_SECONDS = 1.0
@@ -45,6 +54,8 @@ class Guard:
         self._cgroup = ""
         self._write_fd = -1
         self.pid = 0
+        #: Whether it is the program in C.
+        self.is_native = os.environ.get("TRAILBOSS_PURE_PYTHON") != "1"
         #: Guards that had to be replaced.
         self.replaced = 0
 
@@ -118,9 +129,23 @@ class Guard:
             self._close()
 
     async def _start(self) -> subprocess.Popen[bytes]:
+        """Start a guard and tell it everything. Raises OSError where that is not possible, not even in Python."""
+        if self.is_native:
+            try:
+                return await self._start_program([str(NATIVE_PROGRAM), self.instance])
+            except OSError as error:
+                if error.errno in _PASSING_ERRORS:
+                    raise
+                self.is_native = False
+                _say_fallback(error)
+        return await self._start_program(
+            [sys.executable, "-I", "-S", "-E", str(PYTHON_PROGRAM), self.instance]
+        )
+
+    async def _start_program(self, command: list[str]) -> subprocess.Popen[bytes]:
         read_fd, write_fd = os.pipe()
         try:
-            process = await trio.to_thread.run_sync(self._spawn, read_fd)
+            process = await trio.to_thread.run_sync(_spawn, command, read_fd)
         except BaseException:
             os.close(write_fd)
             raise
@@ -141,7 +166,7 @@ class Guard:
                 process.wait()
                 os.close(write_fd)
         if hello != b"ready\n":
-            raise OSError(f"the guard process ({sys.executable} {_PROGRAM.name}) did not start")
+            raise OSError(f"the guard process ({shlex.join(command[:-1])}) did not start")
         self._write_fd = write_fd
         self.pid = process.pid
         for group in self._groups:
@@ -149,18 +174,6 @@ class Guard:
         if self._cgroup:
             self.watch_cgroup(self._cgroup)
         return process
-
-    def _spawn(self, read_fd: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-E", str(_PROGRAM), self.instance],
-            stdin=read_fd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            start_new_session=True,
-            env={"PATH": os.environ.get("PATH", os.defpath)},
-            cwd="/",
-        )
 
     async def _wait(self, process: subprocess.Popen[bytes]) -> None:
         pidfd = os.pidfd_open(process.pid)
@@ -183,3 +196,24 @@ class Guard:
         """SIGKILL the guard itself: it is stuck, or a test wants to see it replaced."""
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
+
+
+def _spawn(command: list[str], read_fd: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        stdin=read_fd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        start_new_session=True,
+        env={"PATH": os.environ.get("PATH", os.defpath)},
+        cwd="/",
+    )
+
+
+def _say_fallback(error: OSError) -> None:
+    """Say why the guard is the Python one: as a warning, but for an installation that had no C compiler."""
+    if NATIVE_PROGRAM.exists():
+        log.warning("the guard in C does not run here, the Python one is used", text=str(error))
+    else:
+        log.info("the guard in C was not built at installation, the Python one is used")

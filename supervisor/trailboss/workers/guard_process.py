@@ -10,7 +10,9 @@ process of their sessions, and every process that carries this instance's mark (
 so a child that moved to a session of its own does not escape; it looks again until nothing is left. After a ``q`` and no
 survivor at first sight it just ends.
 
-Standard library only, no import of Trailboss: it has to run with nothing but the interpreter and stay small.
+The same in C is ``trailboss-guard`` beside this file (native/guard.c), which is what runs where it could be built; this one
+is its reference and the fallback. Standard library only, no import of Trailboss: it has to run with nothing but the
+interpreter and stay small.
 """
 
 from __future__ import annotations
@@ -30,31 +32,75 @@ ROUND_SECONDS = 0.05
 STRAYS_SECONDS = 0.25
 #: Looks at most, while there are more: some may be forking.
 STRAY_ROUNDS = 10
+#: No process has this number or one above (PID_MAX_LIMIT of the kernel).
+PROCESS_NUMBERS = 4 * 1024 * 1024
+#: Longer lines are nobody's: twice what the kernel takes as a path.
+LINE_SIZE_MAX = 8191
+#: execve refuses more than 6 MiB of environment; a process that says it has more lies.
+ENVIRON_SIZE_MAX = 8 * 1024 * 1024
 
 
-def _session_of(pid: int) -> int:
+class Orders:
+    """What the lines have said so far. `lines` takes bytes as they come, in pieces of any size."""
+
+    def __init__(self) -> None:
+        #: The process groups that exist.
+        self.groups: set[int] = set()
+        #: Tokens of workers that have ended since the last look.
+        self.tokens: set[bytes] = set()
+        #: Folder of the control group that holds those of workers; empty: there is none.
+        self.cgroup = b""
+        self._pending = b""
+
+    def lines(self, data: bytes) -> list[bytes]:
+        """Return the lines that are whole now; each is for `take`."""
+        *lines, pending = (self._pending + data).split(b"\n")
+        self._pending = pending[: LINE_SIZE_MAX + 1]  # one too many is enough to know it
+        return lines
+
+    def take(self, line: bytes) -> bool:
+        """Remember what a line says; return whether it is a ``q`` while no group is known."""
+        verb, rest = line[:1], line[1:]
+        is_too_long = len(line) > LINE_SIZE_MAX
+        if verb == b"@":
+            self.cgroup = b"" if is_too_long or b"\0" in rest else rest
+        elif is_too_long:
+            return False
+        elif verb == b"x" and b"\0" not in rest:
+            self.tokens.add(rest)
+        elif verb in (b"+", b"-") and rest.isdigit():
+            digits = rest.lstrip(b"0")
+            # Groups 0 and 1 would mean this process itself, and everybody.
+            if len(digits) <= 7 and 1 < int(digits or b"0") < PROCESS_NUMBERS:
+                (self.groups.add if verb == b"+" else self.groups.discard)(int(digits))
+        return line == b"q" and not self.groups
+
+
+def read_stat(data: bytes) -> tuple[bool, int]:
+    """Return whether a /proc/PID/stat is that of a process which is no zombie, and its session (0: none of ours)."""
+    # The command name may hold blanks and brackets; what follows its last bracket is regular.
+    fields = data.rpartition(b")")[2].split() if b")" in data else []
+    is_alive = bool(fields) and len(fields[0]) == 1 and fields[0] not in (b"Z", b"X")
+    session = int(fields[3]) if len(fields) > 3 and fields[3].isdigit() else 0
+    return is_alive, session if 1 < session < PROCESS_NUMBERS else 0
+
+
+def holds_mark(environ: bytes, marks: set[bytes]) -> bool:
+    """Whether an entry of an environment, as a whole, is one of `marks`."""
+    return not marks.isdisjoint(environ.split(b"\0"))
+
+
+def _content(path: str) -> bytes:
+    """What is in a file of a process, as far as that is read; nothing where the process has gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The command name may hold blanks and brackets; what follows its last bracket is regular.
-            return int(file.read().rpartition(b")")[2].split()[3])
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
-    except (OSError, IndexError):
-        return True
+        with open(path, "rb") as file:
+            return file.read(ENVIRON_SIZE_MAX)
+    except OSError:
+        return b""
 
 
 def _is_marked(pid: int, marks: set[bytes]) -> bool:
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return not marks.isdisjoint(file.read().split(b"\0"))
-    except OSError:
-        return False
+    return holds_mark(_content(f"/proc/{pid}/environ"), marks)
 
 
 def end_strays(marks: set[bytes]) -> None:
@@ -93,16 +139,17 @@ def find_survivors(sessions: set[int], mark: bytes) -> list[int]:
         if not name.isdigit():
             continue
         pid = int(name)
-        if pid in (own, 1) or _is_zombie(pid):
+        if pid in (own, 1):
             continue
-        if _session_of(pid) in sessions or _is_marked(pid, {mark}):
+        is_alive, session = read_stat(_content(f"/proc/{pid}/stat"))
+        if is_alive and (session in sessions or _is_marked(pid, {mark})):
             found.append(pid)
     return found
 
 
 def hunt(groups: set[int], mark: bytes) -> None:
     """Kill all of `groups` and whatever belongs to them, until nothing is left or the time is up."""
-    for group in groups:
+    for group in groups - {os.getpid()}:
         try:
             os.killpg(group, signal.SIGKILL)
         except OSError:
@@ -123,10 +170,16 @@ def hunt(groups: set[int], mark: bytes) -> None:
 def kill_cgroup(folder: bytes) -> None:
     """Kill everything in a control group and below it, whatever session or environment it has."""
     try:
-        with open(folder + b"/cgroup.kill", "wb") as file:
-            file.write(b"1")
+        # Never made: a folder without that file is no control group.
+        file = os.open(folder + b"/cgroup.kill", os.O_WRONLY)
+    except OSError:
+        return
+    try:
+        os.write(file, b"1")
     except OSError:
         pass
+    finally:
+        os.close(file)
 
 
 def remove_cgroup(folder: bytes) -> None:
@@ -145,11 +198,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     mark = b"TRAILBOSS_INSTANCE=" + os.fsencode(sys.argv[1])
-    groups: set[int] = set()
-    strays: set[bytes] = set()
+    orders = Orders()
     next_look = 0.0
-    cgroup = b""
-    pending = b""
     # Says "I am there" and lets go of the supervisor's log: nothing of the guard may hold a pipe open.
     os.write(1, b"ready\n")
     null = os.open(os.devnull, os.O_RDWR)
@@ -157,34 +207,23 @@ def main() -> None:
     os.dup2(null, 2)
     os.close(null)
     while True:
-        if strays and time.monotonic() >= next_look:
-            end_strays(strays)
-            strays.clear()
+        if orders.tokens and time.monotonic() >= next_look:
+            end_strays({b"TRAILBOSS_TOKEN=" + token for token in orders.tokens})
+            orders.tokens.clear()
             next_look = time.monotonic() + STRAYS_SECONDS
-        if strays and not select.select([0], [], [], max(0.0, next_look - time.monotonic()))[0]:
+        if orders.tokens and not select.select([0], [], [], max(0.0, next_look - time.monotonic()))[0]:
             continue
         data = os.read(0, 65536)
         if not data:
             break
-        *lines, pending = (pending + data).split(b"\n")
-        for line in lines:
-            if line == b"q" and not groups and not find_survivors(groups, mark):
+        for line in orders.lines(data):
+            if orders.take(line) and not find_survivors(orders.groups, mark):
                 return  # otherwise the end of file follows, and with it the hunt for what moved to other sessions
-            if line[:1] == b"@":
-                cgroup = line[1:]
-            elif line[:1] == b"x":
-                strays.add(b"TRAILBOSS_TOKEN=" + line[1:])
-            elif line[1:].isdigit():
-                pid = int(line[1:])
-                if line[:1] == b"+":
-                    groups.add(pid)
-                else:
-                    groups.discard(pid)
-    if cgroup:
-        kill_cgroup(cgroup)
-    hunt(groups, mark)
-    if cgroup:
-        remove_cgroup(cgroup)
+    if orders.cgroup:
+        kill_cgroup(orders.cgroup)
+    hunt(orders.groups, mark)
+    if orders.cgroup:
+        remove_cgroup(orders.cgroup)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import structlog
 
-from .stage import ROOT, Stage, open_stage
+from trailboss.workers.guard import NATIVE_PROGRAM
+
+from .stage import GUARDS, ROOT, Stage, open_stage
 
 
 @pytest.fixture
@@ -17,6 +19,16 @@ async def stage() -> AsyncIterator[Stage]:
     """Reactor, guard and workshop, relays over pipes; the invariants are checked afterwards."""
     async with open_stage() as opened:
         yield opened
+
+
+@pytest.fixture(params=sorted(GUARDS))
+def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both guards in turn: the one that a supervisor of this test starts, in this process or as a child of it."""
+    chosen: str = request.param
+    if chosen == "c" and not NATIVE_PROGRAM.exists():
+        pytest.skip("needs the guard in C, built at installation where there is a C compiler")
+    monkeypatch.setenv("TRAILBOSS_PURE_PYTHON", "1" if chosen == "python" else "")
+    return chosen
 
 
 @pytest.fixture

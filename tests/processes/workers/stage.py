@@ -23,7 +23,7 @@ from trailboss.config.schema import PoolConfig, ServerConfig, SupervisorConfig
 from trailboss.reactor import Reactor
 from trailboss.workers.callers import Callers
 from trailboss.workers.deaths import DeathRecord, Deaths
-from trailboss.workers.guard import Guard
+from trailboss.workers.guard import NATIVE_PROGRAM, PYTHON_PROGRAM, Guard
 from trailboss.workers.outcome import Answer, ExecFailed, Outcome
 from trailboss.workers.pool import Pool, PoolSpec
 from trailboss.workers.relay import RelayHub, parse_relay
@@ -33,6 +33,8 @@ from trailboss.workers.workshop import Workshop
 HERE = pathlib.Path(__file__).resolve().parent.parent
 ROOT = HERE.parent.parent
 PROGRAMS = HERE / "programs"
+#: Command of each guard, but for its mark.
+GUARDS = {"c": [str(NATIVE_PROGRAM)], "python": [sys.executable, "-I", "-S", "-E", str(PYTHON_PROGRAM)]}
 PHP_PROGRAMS = HERE.parent / "php"
 HOSTILE = (sys.executable, "-I", "-S", str(PROGRAMS / "hostile.py"))
 #: Longest that anything in here is waited for, in seconds.
@@ -46,6 +48,11 @@ def children_of(pid: int) -> list[int]:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/children") as file:
             found += [int(word) for word in file.read().split()]
     return found
+
+
+def command_of(pid: int) -> list[str]:
+    """The command line of a process, as a list."""
+    return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
 
 
 def is_alive(pid: int) -> bool:

@@ -122,7 +122,7 @@ async def test_what_a_killed_server_left(stage: Stage) -> None:
     assert not _exists(folder)
 
 
-@pytest.mark.usefixtures("kernel")
+@pytest.mark.usefixtures("kernel", "program")
 def test_the_guard_kills_the_group() -> None:
     """SIGKILL to the server: also a process that has left session and environment behind is gone within 2 s."""
     with subprocess.Popen(
