@@ -88,7 +88,7 @@ def known_settings(frame: bytes | bytearray) -> bytes | bytearray:
     )
     if len(frame) % 6 != FRAME_HEAD_BYTES % 6 or len(kept) == len(frame) - FRAME_HEAD_BYTES:
         return frame  # as it was; what is wrong with it is the library's to say
-    return len(kept).to_bytes(3, "big") + frame[3:FRAME_HEAD_BYTES] + kept
+    return bytearray(len(kept).to_bytes(3, "big")) + frame[3:FRAME_HEAD_BYTES] + kept
 
 
 class FrameGate:
