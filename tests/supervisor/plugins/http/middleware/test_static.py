@@ -579,7 +579,18 @@ def test_names() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [".php", ".PHP", ".php.bak", ".phtml~", ".a.php", ".git/a.php", ".a/.php.txt", "..php", "a.php", "a.PHP.bak"],
+    [
+        ".php",
+        ".PHP",
+        ".php.bak",
+        ".phtml~",
+        ".a.php",
+        ".git/a.php",
+        ".a/.php.txt",
+        "..php",
+        "a.php",
+        "a.PHP.bak",
+    ],
 )
 def test_hidden_php_is_php(name: str) -> None:
     """Whoever lets hidden files be served has not asked for PHP sources; who asks for both gets them."""
