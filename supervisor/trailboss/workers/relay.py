@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from trailboss.log import logger
 from trailboss.reactor import Reactor
+from trailboss.socket_file import AddressError, remove_stale
 from trailboss.workers.stuck import Speaker, speaker_of
 from trailboss_worker.protocol.control import check_handshake, encode_pid
 from trailboss_worker.protocol.errors import RemoteProtocolError
@@ -93,7 +93,7 @@ class RelayHub:
         listener: socket.socket | None = None
         try:
             if address.kind == "unix":
-                _remove_stale_socket(address.path)
+                remove_stale(address.path, f"server.relay: {address.exported}")
                 listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 listener.bind(address.path)
                 os.chmod(address.path, mode)
@@ -103,6 +103,8 @@ class RelayHub:
                 listener.bind((address.host or "127.0.0.1", address.port))
                 if not address.port:
                     self.address = RelayAddress("tcp", address.host or "127.0.0.1", listener.getsockname()[1])
+        except AddressError as error:
+            raise RelayError(str(error)) from error
         except OSError as error:
             if listener is not None:
                 listener.close()
@@ -366,22 +368,3 @@ def _tcp_inode(local: tuple[str, int], remote: tuple[str, int]) -> str:
 def _as_in_proc(address: tuple[str, int]) -> str:
     number: int = struct.unpack("=I", socket.inet_aton(address[0]))[0]
     return f"{number:08X}:{address[1]:04X}"
-
-
-def _remove_stale_socket(path: str) -> None:
-    """Remove a socket left by a dead server. Raises OSError if `path` is something else, or somebody listens there."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise FileExistsError(17, "a file that is no socket is in the way")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.settimeout(0.5)
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except OSError:
-            pass
-    raise OSError(98, "another process is listening there")
