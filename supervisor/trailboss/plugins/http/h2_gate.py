@@ -79,7 +79,7 @@ class Violation(Exception):
         self.reason = reason
 
 
-def known_settings(frame: bytes | bytearray) -> bytes | bytearray:
+def known_settings(frame: bytearray) -> bytearray:
     """Return a SETTINGS frame without the settings that nobody knows; the library would remember each of them."""
     kept = b"".join(
         bytes(frame[at : at + 6])
