@@ -216,7 +216,11 @@ def missing(name: str) -> str:
         return f"no {' and no '.join(lacking)} here" if lacking else ""
     if name == ROADRUNNER:
         return "" if os.environ.get("RR_BIN") else "RR_BIN names no binary"
-    return "" if importlib.util.find_spec(name) else "not installed here (pip install trailboss[bench])"
+    return (
+        ""
+        if importlib.util.find_spec(name)
+        else "not installed here (pip install -e '.[bench]' in the project's folder)"
+    )
 
 
 def _program(name: str) -> str:

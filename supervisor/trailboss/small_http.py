@@ -1,8 +1,11 @@
-"""A small HTTP server for ports that machines ask now and then: one request a connection, GET and HEAD, whole answers.
+"""A small HTTP server for ports that are asked now and then (status, metrics): one request a connection, GET and HEAD.
 
 It lives on the reactor, parses with httptools, and is strict with its peers: few connections, little time, a small head.
 Whatever a peer sends ends in an answer or a closed connection. A handler gets the request and a function to answer with,
-which it may call at once or later, on the reactor; answers to a peer that has gone are dropped.
+which it may call at once or later, on the reactor; answers to a peer that has gone are dropped. An answer may be a stream of
+events: the connection then joins an :class:`Audience` and stays.
+
+Beyond the most connections the oldest silent one makes room, so a crowd that says nothing stops no probe.
 """
 
 from __future__ import annotations
@@ -12,14 +15,23 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import httptools
 
+from trailboss.accepting import Acceptor
 from trailboss.log import FilteringBoundLogger
 from trailboss.reactor import Reactor
 
-__all__ = ["SmallAnswer", "SmallHandler", "SmallRequest", "SmallServer", "bind_port"]
+__all__ = [
+    "Audience",
+    "SmallAnswer",
+    "SmallConnection",
+    "SmallHandler",
+    "SmallRequest",
+    "SmallServer",
+    "bind_port",
+]
 
 CONNECTIONS_MAX: Final = 64
 HEAD_BYTES_MAX: Final = 8192
@@ -27,8 +39,12 @@ HEAD_BYTES_MAX: Final = 8192
 HEAD_SECONDS: Final = 5.0
 #: For the handler to answer, and the peer to take the answer and go.
 ANSWER_SECONDS: Final = 15.0
-BACK_OFF_SECONDS: Final = 0.1
-_NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+#: A peer that has taken nothing of a stream for so long is dropped; the kernel is told the same about lost peers.
+STALL_SECONDS: Final = 10.0
+#: What the kernel may keep for a peer that is slow with a stream; it doubles that.
+STREAM_BUFFER_BYTES: Final = 64 * 1024
+#: Linux; the module socket has it where the system's headers do.
+_TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +56,24 @@ class SmallRequest:
     headers: Mapping[str, str]
 
 
+class Audience(Protocol):
+    """Those who watch a stream of events."""
+
+    def join(self, connection: SmallConnection) -> None:
+        """Take a new one in; `connection.push` sends to it from now on."""
+
+    def leave(self, connection: SmallConnection) -> None:
+        """It has gone."""
+
+
 class SmallAnswer(NamedTuple):
-    """Status, body, its type, and further headers."""
+    """Status, body, its type, and further headers. With an `audience` the body begins a stream that does not end."""
 
     status: int
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
     headers: tuple[tuple[str, str], ...] = ()
+    audience: Audience | None = None
 
 
 SmallHandler = Callable[[SmallRequest, Callable[[SmallAnswer], None]], None]
@@ -102,19 +129,20 @@ class SmallServer:
         reactor: Reactor,
         handle: SmallHandler,
         log: FilteringBoundLogger,
+        head_seconds: float | None = None,
     ) -> None:
+        """`head_seconds`: a shorter time for the head than usual."""
         self.reactor = reactor
         self.handle = handle
         self.log = log
-        self.connections: set[_Connection] = set()
-        #: Connections closed at once because there were too many.
+        self.head_seconds = HEAD_SECONDS if head_seconds is None else min(head_seconds, HEAD_SECONDS)
+        #: The oldest first.
+        self.connections: dict[SmallConnection, None] = {}
+        #: Connections closed because there were too many.
         self.turned_away = 0
         self._sock = sock
-        self._fd = sock.fileno()
-        self._closed = False
-        self._accepts = True
         self._address = _address_of(sock)
-        reactor.register(self._fd, self._on_readable)
+        self._acceptor = Acceptor(sock, reactor, self._admit, self._complain)
 
     @property
     def address(self) -> str:
@@ -123,52 +151,47 @@ class SmallServer:
 
     def close(self) -> None:
         """Stop accepting and close every connection; may be called again."""
-        if self._closed:
-            return
-        self._closed = True
         self.give_up()
         for connection in tuple(self.connections):
             connection.close()
 
     def give_up(self) -> None:
         """Stop accepting and leave the port to a successor; who has connected is answered."""
-        if self._accepts:
-            self._accepts = False
-            self.reactor.unregister(self._fd)
+        if not self._acceptor.closed:
+            self._acceptor.close()
             self._sock.close()
 
-    def _on_readable(self) -> None:
-        for _ in range(CONNECTIONS_MAX):
-            try:
-                sock, _ = self._sock.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno in _NO_ROOM:
-                    self.log.error("no connection can be accepted for now", reason=error.strerror)
-                    self.reactor.pause_read(self._fd, True)
-                    self.reactor.wheel.add(self.reactor.now + BACK_OFF_SECONDS, self._go_on)
-                    return
-                continue
-            if len(self.connections) >= CONNECTIONS_MAX:
-                self.turned_away += 1
-                sock.close()
-                continue
-            try:
-                sock.setblocking(False)
-                self.connections.add(_Connection(self, sock))
-            except Exception as error:
-                # Costs this connection and no other: an exception out of here would cost the listening socket.
-                sock.close()
-                self.log.error("a connection could not be taken", reason=str(error) or type(error).__name__)
+    def _admit(self, sock: socket.socket, _address: object) -> None:
+        if len(self.connections) >= CONNECTIONS_MAX and not self._make_room():
+            self.turned_away += 1
+            sock.close()
+            return
+        self.connections[SmallConnection(self, sock)] = None
 
-    def _go_on(self, _now: float) -> None:
-        if self._accepts:
-            self.reactor.pause_read(self._fd, False)
+    def _make_room(self) -> bool:
+        """Close a connection that has its answer and is waited for to go, else the oldest that is no stream.
+
+        Whoever asks at once has his answer at once; so it is the silent ones that a crowd costs their place.
+        """
+        waiting = None
+        for connection in self.connections:
+            if connection.is_leaving:
+                connection.close()
+                return True
+            if waiting is None and not connection.is_stream:
+                waiting = connection
+        if waiting is None:
+            return False
+        self.turned_away += 1
+        waiting.close()
+        return True
+
+    def _complain(self, event: str, reason: str) -> None:
+        self.log.error(event, address=self._address, reason=reason)
 
 
-class _Connection:
-    """One connection: reading the head, waiting for the answer, sending it, leaving."""
+class SmallConnection:
+    """One connection: reading the head, waiting for the answer, sending it, leaving; or streaming until the peer leaves."""
 
     def __init__(self, server: SmallServer, sock: socket.socket) -> None:
         self._server = server
@@ -184,9 +207,11 @@ class _Connection:
         self._asked = False
         self._answered = False
         self._unsent: memoryview | bytes = b""
+        self._unsent_since = 0.0
+        self._audience: Audience | None = None
         self._closed = False
         self._reactor.register(self._fd, self._on_readable, self._on_writable, self._on_error)
-        self._reactor.wheel.add(self._reactor.touch() + HEAD_SECONDS, self._on_head_deadline)
+        self._reactor.wheel.add(self._reactor.touch() + server.head_seconds, self._on_head_deadline)
 
     # --- called by the parser -----------------------------------------------------------------------------------------
 
@@ -248,18 +273,20 @@ class _Connection:
         except (httptools.HttpParserError, ValueError):
             self._refuse(HTTPStatus.BAD_REQUEST, "not a valid target")
             return
-        self._asked = True
-        self._reactor.wheel.add(self._reactor.now + ANSWER_SECONDS, lambda _now: self.close())
+        self._await_end()
         try:
             self._server.handle(request, self._answer)
-        except Exception:
+        except Exception as error:
             self._server.log.exception("a request could not be answered", path=request.path)
-            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "the request could not be answered")
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}")
+
+    def _await_end(self) -> None:
+        self._asked = True
+        self._reactor.wheel.add(self._reactor.touch() + ANSWER_SECONDS, self._on_answer_deadline)
 
     def _refuse(self, status: HTTPStatus, text: str, *headers: tuple[str, str]) -> None:
         if not self._asked:
-            self._asked = True
-            self._reactor.wheel.add(self._reactor.touch() + ANSWER_SECONDS, lambda _now: self.close())
+            self._await_end()
         self._answer(SmallAnswer(int(status), f"{text}\n".encode(), headers=headers))
 
     def _answer(self, answer: SmallAnswer) -> None:
@@ -267,14 +294,21 @@ class _Connection:
         if self._answered or self._closed:
             return
         self._answered = True
-        more = "".join(f"{name}: {value}\r\n" for name, value in answer.headers)
-        head = (
-            f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\n"
-            f"Content-Type: {answer.content_type}\r\nContent-Length: {len(answer.body)}\r\n"
-            f"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n{more}\r\n"
-        ).encode("ascii")
+        lines = [
+            f"HTTP/1.1 {answer.status} {_phrase(answer.status)}",
+            f"Content-Type: {answer.content_type}",
+            *(() if answer.audience is not None else (f"Content-Length: {len(answer.body)}",)),
+            "Cache-Control: no-store",
+            "X-Content-Type-Options: nosniff",
+            "Connection: close",
+            *(f"{name}: {value}" for name, value in answer.headers),
+        ]
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
         self._unsent = memoryview(head if self._method == b"HEAD" else head + answer.body)
-        self._on_writable()
+        if answer.audience is not None and self._method != b"HEAD":
+            self._begin_stream(answer.audience)
+        else:
+            self._on_writable()
 
     def _on_writable(self) -> None:
         if not self._answered or self._closed:
@@ -286,18 +320,63 @@ class _Connection:
         except OSError:
             self.close()
             return
-        self._unsent = self._unsent[sent:]
+        self._unsent = memoryview(self._unsent)[sent:]
         self._reactor.want_write(self._fd, bool(self._unsent))
-        if not self._unsent:
+        if not self._unsent and self._audience is None:
             try:
                 # The peer reads to the end and closes; closing first could take the answer back (a reset).
                 self._sock.shutdown(socket.SHUT_WR)
             except OSError:
                 self.close()
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it has its whole answer."""
+        return self._answered and not self._unsent and self._audience is None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it stays."""
+        return self._audience is not None
+
+    # --- streaming ----------------------------------------------------------------------------------------------------
+
+    def _begin_stream(self, audience: Audience) -> None:
+        self._audience = audience
+        self._unsent_since = self._reactor.touch()
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, STREAM_BUFFER_BYTES)
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Data that is not acknowledged for so long ends the connection: a peer whose network has gone says nothing.
+            self._sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, int(STALL_SECONDS * 1000))
+        except OSError:
+            self.close()
+            return
+        self._on_writable()
+        if not self._closed:
+            audience.join(self)
+
+    def push(self, event: bytes, now: float) -> None:
+        """Send one whole event, or leave it out where the one before has not been taken yet; drop who takes none."""
+        if self._closed:
+            return
+        if self._unsent:
+            if now - self._unsent_since > STALL_SECONDS:
+                self.close()
+            return
+        self._unsent = event
+        self._unsent_since = now
+        self._on_writable()
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
     def _on_head_deadline(self, _now: float) -> None:
         if not self._asked and not self._closed:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, "no complete request in time")
+
+    def _on_answer_deadline(self, _now: float) -> None:
+        if self._audience is None:
+            self.close()
 
     def _on_error(self, _error: BaseException) -> None:
         self.close()
@@ -309,4 +388,14 @@ class _Connection:
             self._reactor.unregister(self._fd)
             self._sock.close()
             self._unsent = b""
-            self._server.connections.discard(self)
+            self._server.connections.pop(self, None)
+            audience, self._audience = self._audience, None
+            if audience is not None:
+                audience.leave(self)
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unavailable"  # a code of the configuration's own

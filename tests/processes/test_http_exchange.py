@@ -348,6 +348,19 @@ async def test_client_leaves_a_stream(
         assert any(record["event"] == "stream stopped" for record in records)
 
 
+@pytest.mark.parametrize(("target", "size"), [("/", 5), ("/stream?n=50&size=100000", 5_000_000)])
+async def test_client_that_closes_its_side(stage: Stage, tmp_path: Path, target: str, size: int) -> None:
+    """Whoever has said all and waits gets the whole answer of the worker."""
+    async with open_site(stage, tmp_path) as site, site.client() as client:
+        await client.send(target)
+        await client.stream.send_eof()
+        with trio.fail_after(PATIENCE):
+            reply = await client.reply()
+            assert (reply.status, len(reply.body), reply.cut) == (200, size, False)
+            assert await client.stream.receive_some(1) == b""
+        assert stage.deaths == []
+
+
 async def test_slow_reader_does_not_hold_its_worker(stage: Stage, tmp_path: Path) -> None:
     """20 MB for a client that does not read: the only worker serves others meanwhile, and later everything arrives."""
     async with open_site(stage, tmp_path) as site, site.client() as client:

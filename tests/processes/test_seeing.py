@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from trailboss.plugins.status.http import CONNECTIONS_MAX
+from trailboss.small_http import CONNECTIONS_MAX
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -12,7 +12,7 @@ import structlog.testing
 import trio
 import trio.testing
 
-from trailboss import small_http
+from trailboss import accepting, small_http
 from trailboss.log import logger
 from trailboss.reactor import Reactor
 from trailboss.small_http import SmallAnswer, SmallHandler, SmallRequest, SmallServer, bind_port
@@ -92,7 +92,7 @@ async def test_an_answer_may_come_later_and_be_large() -> None:
         while server.connections:
             await trio.testing.wait_all_tasks_blocked(0.001)
         replies[1](SmallAnswer(200, body))
-        assert server.connections == set()
+        assert server.connections == {}
 
 
 async def test_a_handler_that_raises_or_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ async def test_a_handler_that_raises_or_never_answers(monkeypatch: pytest.Monkey
 
 async def test_no_descriptor_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said, and tried again a little later, without a loop that turns for nothing."""
-    monkeypatch.setattr(small_http, "BACK_OFF_SECONDS", 0.05)
+    monkeypatch.setattr(accepting, "BACK_OFF_SECONDS", 0.05)
 
     class Poor:
         """A listening socket that cannot accept the first time."""
@@ -134,7 +134,7 @@ async def test_no_descriptor_for_a_connection(monkeypatch: pytest.MonkeyPatch) -
     with structlog.testing.capture_logs() as logs:
         async with serving(lambda _, reply: reply(SmallAnswer(200, b"late"))) as server:
             stream = await connect(server)
-            server._sock = poor = Poor(server._sock)  # type: ignore[assignment] # stands in for a socket
+            server._acceptor._sock = poor = Poor(server._acceptor._sock)  # type: ignore[assignment] # stands in for a socket
             async with stream:
                 await stream.send_all(GET)
                 answer = b"".join([chunk async for chunk in stream])

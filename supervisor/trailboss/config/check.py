@@ -248,11 +248,14 @@ def _tcp_listener(config: Config, name: str, host: str, port: int) -> Iterator[P
         yield config.source.problem(name, *_bind_failure(error))
 
 
+_IF_NOT_US = "if it is this very server, running already, nothing is wrong; else "
+
+
 def _bind_failure(error: OSError) -> tuple[str, str]:
     if error.errno == errno.EADDRINUSE:
         return (
             "the port is in use",
-            "stop what listens there, or choose another port; a running Trailboss is no fault",
+            f"{_IF_NOT_US}stop what listens there, or choose another port",
         )
     if error.errno == errno.EADDRNOTAVAIL:
         return ("this machine has no such address", "write an address of this machine, for example 127.0.0.1")
@@ -272,7 +275,9 @@ def _unix_listener(config: Config, name: str, path: str) -> Iterator[Problem]:
         yield config.source.problem(name, f"the folder {folder} is not writable", "change its owner or mode")
     elif os.path.lexists(path) and _is_answered(path):
         yield config.source.problem(
-            name, "the socket is in use", "stop what listens there; a running Trailboss is no fault"
+            name,
+            "the socket is in use",
+            f"{_IF_NOT_US}stop what listens there",
         )
 
 

@@ -13,10 +13,11 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from trailboss.accepting import Acceptor, Complaints
 from trailboss.config.values import is_loopback, parse_address
 from trailboss.container.contract import Caller
 from trailboss.handover import Passed, remove_file
@@ -32,14 +33,6 @@ __all__ = ["BoundSocket", "Listener", "bind", "inherit"]
 log = logger("rpc")
 
 BACKLOG: Final = 1024
-#: Connections accepted before others on the data plane get their turn.
-ACCEPTS_PER_TURN: Final = 32
-#: Pause after accept has failed for lack of descriptors or memory.
-BACK_OFF_SECONDS: Final = 0.1
-#: The same complaint is logged once in this time.
-COMPLAINT_SECONDS: Final = 60.0
-
-_NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @dataclass(slots=True)
@@ -144,23 +137,6 @@ def _explain_tcp(what: str, error: OSError) -> str:
     return f"{what}: {error.strerror or error}; change the address"
 
 
-@dataclass(slots=True)
-class _Complaints:
-    """Which complaints were logged lately, by key."""
-
-    _logged_at: dict[object, float] = field(default_factory=dict)
-
-    def is_due(self, key: object, now: float) -> bool:
-        """Say whether to log `key` now; then it is not due for a minute."""
-        last = self._logged_at.get(key)
-        if last is not None and now - last < COMPLAINT_SECONDS:
-            return False
-        if len(self._logged_at) > 1000:
-            self._logged_at.clear()
-        self._logged_at[key] = now
-        return True
-
-
 class Listener:
     """Accepts the connections of one bound socket until `close`. Lives on the reactor."""
 
@@ -171,16 +147,13 @@ class Listener:
         self._allowed_uids = frozenset(allowed_uids)
         self._diagnosis = SocketDiagnosis()
         self._owners = SocketOwners()
-        self._complaints = _Complaints()
-        self._fd = bound.sock.fileno()
-        self._closed = False
-        self._reactor.register(self._fd, self._on_readable)
+        self._complaints = Complaints()
+        self._acceptor = Acceptor(bound.sock, self._reactor, self._admit, self._complain)
 
     def close(self) -> None:
         """Accept nothing more and release the address; open connections stay."""
-        if not self._closed:
-            self._closed = True
-            self._reactor.unregister(self._fd)
+        if not self._acceptor.closed:
+            self._acceptor.close()
             self._bound.close()
             self._diagnosis.close()
 
@@ -189,58 +162,30 @@ class Listener:
         self._bound.given_away = True
         self.close()
 
-    def _on_readable(self) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
-            try:
-                sock, _ = self._bound.sock.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno in _NO_ROOM:
-                    self._back_off(error)
-                    return
-                continue  # the peer was gone before it was accepted
-            self._admit(sock)
+    def _complain(self, event: str, reason: str) -> None:
+        log.error(event, reason=reason)
 
-    def _back_off(self, error: OSError) -> None:
-        if self._complaints.is_due("no room", self._reactor.now):
-            log.error("no RPC connection can be accepted for now", reason=error.strerror)
-        self._reactor.pause_read(self._fd, True)
-        self._reactor.wheel.add(self._reactor.now + BACK_OFF_SECONDS, self._go_on)
-
-    def _go_on(self, _now: float) -> None:
-        if not self._closed:
-            self._reactor.pause_read(self._fd, False)
-
-    def _admit(self, sock: socket.socket) -> None:
+    def _admit(self, sock: socket.socket, _address: object) -> None:
         server = self._server
         server.counters.connections += 1
-        try:
-            sock.setblocking(False)
-            if len(server.connections) >= server.limits.connections:
-                self._turn_away(sock, "limit", "rpc.max_connections is reached", -1)
-                return
-            peer = self._peer(sock)
-            if peer is None:
-                # Whoever connects only to see whether somebody answers has often left by now.
-                sock.close()
-                server.counters.turned_away += 1
-                log.debug("an RPC connection was gone before its user could be found out")
-                return
-            if self._bound.checks_peers and peer.uid not in self._allowed_uids:
-                self._turn_away(sock, ("uid", peer.uid), "its user may not call this server", peer.uid)
-                return
-            if self._bound.family == "tcp":
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            find_caller = self._caller_finder(peer)
-            connection = RpcConnection(server, sock, find_caller(), find_caller, server.connections.discard)
-        except Exception as error:
-            # Costs this connection and no other: an exception out of here would cost the listening socket.
-            sock.close()
-            if self._complaints.is_due(("failed", type(error)), self._reactor.now):
-                log.error("an RPC connection could not be taken", reason=str(error) or type(error).__name__)
+        if len(server.connections) >= server.limits.connections:
+            self._turn_away(sock, "limit", "rpc.max_connections is reached", -1)
             return
+        peer = self._peer(sock)
+        if peer is None:
+            # Whoever connects only to see whether somebody answers has often left by now.
+            sock.close()
+            server.counters.turned_away += 1
+            log.debug("an RPC connection was gone before its user could be found out")
+            return
+        if self._bound.checks_peers and peer.uid not in self._allowed_uids:
+            self._turn_away(sock, ("uid", peer.uid), "its user may not call this server", peer.uid)
+            return
+        if self._bound.family == "tcp":
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        find_caller = self._caller_finder(peer)
+        connection = RpcConnection(server, sock, find_caller(), find_caller, server.connections.discard)
         server.connections.add(connection)
 
     def _peer(self, sock: socket.socket) -> Peer | None:

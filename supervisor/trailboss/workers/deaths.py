@@ -2,14 +2,17 @@
 
 A planned retirement (reset, max_jobs, ttl …) is no death and leaves no record. Everything else does, also what we did
 ourselves against a worker's will (exec_ttl, a broken protocol). The record is written when the process has been reaped
-and its pipes were read to their end, so that exit status and last output are in it.
+and its pipes were read to their end, so that exit status and last output are in it. Whoever is shown a record gets it
+without what looks like a secret in the words of the worker.
 """
 
 from __future__ import annotations
 
 import datetime
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from trailboss.config.redact import redacted_text
 
 __all__ = ["DeathRecord", "Deaths", "quote"]
 
@@ -60,7 +63,22 @@ class DeathRecord:
     stack: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
-        """JSON values, for `trailboss.Deaths` and `--json`."""
+        """JSON values without secrets, for `trailboss.Deaths` and `--json`; with `explanation`, several lines for people."""
+        shown = self._without_secrets()
+        return {**shown._values(), "explanation": shown.explain()}
+
+    def _without_secrets(self) -> DeathRecord:
+        return replace(
+            self,
+            text=redacted_text(self.text),
+            doing=redacted_text(self.doing),
+            last_output=tuple(map(redacted_text, self.last_output)),
+            stray_output=redacted_text(self.stray_output),
+            hint=redacted_text(self.hint),
+            stack=tuple(map(redacted_text, self.stack)),
+        )
+
+    def _values(self) -> dict[str, object]:
         return {
             "at": datetime.datetime.fromtimestamp(self.at, tz=datetime.UTC).isoformat(
                 timespec="milliseconds"
@@ -87,7 +105,7 @@ class DeathRecord:
         }
 
     def explain(self) -> str:
-        """Several lines for people, as `trailboss why` prints them."""
+        """Several lines for people, secrets included."""
         when = datetime.datetime.fromtimestamp(self.at).astimezone().isoformat(sep=" ", timespec="seconds")
         if not self.pid:
             return f"a worker of pool {self.pool} could not be started at {when}: {self.text}"

@@ -615,7 +615,7 @@ class Pool:
             if self._first_start.verdict(self.ready_workers):
                 return (
                     f"the pool {self.name} did not start: {self.ready_workers} of {self.num_workers} workers ready, "
-                    f"{self._first_start.failures} boots failed; the last one: {self.last_failure}"
+                    f"{self._first_start.describe(self.last_failure)}"
                 )
             await self.change()
         return ""

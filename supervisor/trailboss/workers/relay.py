@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from trailboss.accepting import Acceptor
 from trailboss.log import logger
 from trailboss.reactor import Reactor
+from trailboss.socket_file import AddressError, remove_stale
 from trailboss.workers.stuck import Speaker, speaker_of
 from trailboss_worker.protocol.control import check_handshake, encode_pid
 from trailboss_worker.protocol.errors import RemoteProtocolError
@@ -81,6 +82,7 @@ class RelayHub:
         self._reactor = reactor
         self.address = address
         self._socket: socket.socket | None = None
+        self._acceptor: Acceptor | None = None
         self._pending: dict[int, _Greeting] = {}
         #: Children that wait for their connection, by session id.
         self._expected: dict[int, Callable[[int, bytes, Speaker], None]] = {}
@@ -93,7 +95,7 @@ class RelayHub:
         listener: socket.socket | None = None
         try:
             if address.kind == "unix":
-                _remove_stale_socket(address.path)
+                remove_stale(address.path, f"server.relay: {address.exported}")
                 listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 listener.bind(address.path)
                 os.chmod(address.path, mode)
@@ -103,6 +105,8 @@ class RelayHub:
                 listener.bind((address.host or "127.0.0.1", address.port))
                 if not address.port:
                     self.address = RelayAddress("tcp", address.host or "127.0.0.1", listener.getsockname()[1])
+        except AddressError as error:
+            raise RelayError(str(error)) from error
         except OSError as error:
             if listener is not None:
                 listener.close()
@@ -113,12 +117,13 @@ class RelayHub:
         listener.setblocking(False)
         listener.listen(1024)
         self._socket = listener
-        self._reactor.register(listener.fileno(), self._on_connection)
+        self._acceptor = Acceptor(listener, self._reactor, self._admit, self._complain)
 
     def close(self) -> None:
         """Stop listening, drop unfinished handshakes, remove the socket file."""
         if self._socket is not None:
-            self._reactor.unregister(self._socket.fileno())
+            assert self._acceptor is not None
+            self._acceptor.close()
             self._socket.close()
             self._socket = None
             if self.address.kind == "unix":
@@ -154,32 +159,16 @@ class RelayHub:
         """Whether any child waits for its connection."""
         return bool(self._expected)
 
-    def _on_connection(self) -> None:
-        assert self._socket is not None
-        for _ in range(64):
-            try:
-                connection, _ = self._socket.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # Out of descriptors: leave the rest in the backlog for a moment instead of spinning.
-                log.warning("cannot accept a relay connection", error=error.strerror)
-                fd = self._socket.fileno()
-                self._reactor.pause_read(fd, True)
-                self._reactor.wheel.add(self._reactor.touch() + 0.1, lambda _now: self._resume_accept())
-                return
-            if len(self._pending) >= PENDING_MAX:
-                connection.close()
-                continue
-            try:
-                self._greet(connection)
-            except Exception:
-                # It must not take the listener with it, which nobody would open again.
-                log.exception("a relay connection could not be taken on")
-                connection.close()
+    def _admit(self, connection: socket.socket, _address: object) -> None:
+        if len(self._pending) >= PENDING_MAX:
+            connection.close()
+        else:
+            self._greet(connection)
+
+    def _complain(self, event: str, reason: str) -> None:
+        log.error(event, relay=self.address.exported, reason=reason)
 
     def _greet(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
         if connection.family == socket.AF_INET:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         greeting = _Greeting(self._reactor, connection, self)
@@ -189,10 +178,6 @@ class RelayHub:
         except Exception:
             greeting.close()
             raise
-
-    def _resume_accept(self) -> None:
-        if self._socket is not None:
-            self._reactor.pause_read(self._socket.fileno(), False)
 
     def greeted(self, greeting: _Greeting, claimed_pid: int) -> None:
         """A handshake is complete: find whose it is."""
@@ -366,22 +351,3 @@ def _tcp_inode(local: tuple[str, int], remote: tuple[str, int]) -> str:
 def _as_in_proc(address: tuple[str, int]) -> str:
     number: int = struct.unpack("=I", socket.inet_aton(address[0]))[0]
     return f"{number:08X}:{address[1]:04X}"
-
-
-def _remove_stale_socket(path: str) -> None:
-    """Remove a socket left by a dead server. Raises OSError if `path` is something else, or somebody listens there."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise FileExistsError(17, "a file that is no socket is in the way")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.settimeout(0.5)
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except OSError:
-            pass
-    raise OSError(98, "another process is listening there")

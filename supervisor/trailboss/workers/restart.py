@@ -131,3 +131,9 @@ class FirstStart:
         if ready == 0 and self.failures >= 2 * self.num_workers:
             return True
         return self.failures >= 2 * self.num_workers + 2
+
+    def describe(self, last_failure: str) -> str:
+        """Say how many boots failed, and why the last one did."""
+        if self.failures == 1:
+            return f"1 boot failed: {last_failure}"
+        return f"{self.failures} boots failed; the last one: {last_failure}"

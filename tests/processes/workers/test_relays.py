@@ -287,12 +287,12 @@ async def test_listener_over_leftovers(tmp_path: pathlib.Path) -> None:
     reactor = Reactor()
     first = RelayHub(reactor, parse_relay(f"unix://{path}"))
     first.open()
-    with pytest.raises(RelayError, match="another process is listening there"):
+    with pytest.raises(RelayError, match=f"server.relay: unix://{path}: another server is listening"):
         RelayHub(reactor, parse_relay(f"unix://{path}")).open()
     first.close()
     assert not path.exists()
     path.write_text("precious")
-    with pytest.raises(RelayError, match="choose another address"):
+    with pytest.raises(RelayError, match="exists and is no socket; remove it or change the path"):
         RelayHub(reactor, parse_relay(f"unix://{path}")).open()
     assert path.read_text() == "precious"
     taken = socket.create_server(("127.0.0.1", 0))

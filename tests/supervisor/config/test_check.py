@@ -133,6 +133,7 @@ def test_a_taken_port_is_found(folder: Folder, taken_port: int) -> None:
         ".rr.yaml:2: rpc.listen: the port is in use",
         ".rr.yaml:3: status.address: the port is in use",
     ]
+    assert all("; if it is this very server, running already, nothing is wrong; " in line for line in lines)
 
 
 def test_a_served_socket_is_found_and_a_dead_one_is_not(folder: Folder) -> None:

@@ -457,7 +457,8 @@ async def test_running_out_of_descriptors_pauses_accepting(
                         raise failures.pop(0)
                     return real.accept()
 
-            monkeypatch.setattr(bench.plugin._bound, "sock", Failing())
+            acceptor = bench.reactor._readers[real.fileno()].__self__
+            monkeypatch.setattr(acceptor, "_sock", Failing())
             async with bench.client() as client:
                 assert (await client.call("test.Who")).body == b"true"
             assert failures == []

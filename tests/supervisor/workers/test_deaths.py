@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from trailboss.workers.deaths import RECORDS_MAX, DeathRecord, Deaths, quote
 
@@ -51,6 +52,24 @@ def test_as_dict_is_json() -> None:
     assert value["at"] == "2023-11-14T22:13:20.000+00:00"
     assert value["doing"] == "job App\\Report id=7"
     assert value["last_output"] == ["one", "two"]
+
+
+def test_no_secret_is_shown() -> None:
+    """What a worker said before it died is shown without passwords, in the values and in the text for people."""
+    secret = "hunter2"
+    record = replace(
+        FULL,
+        text=f"cannot start 'php worker.php --password={secret}'",
+        doing=f"GET /?token={secret}",
+        last_output=(f"PDO: mysql://root:{secret}@db/app refused", f"API_KEY={secret}", "plain"),
+        stray_output=f"secret: {secret}",
+        hint=f"--token {secret}",
+        stack=(f"connect('redis://:{secret}@cache')",),
+    )
+    value = record.as_dict()
+    assert secret not in json.dumps(value)
+    assert value["last_output"] == ["PDO: mysql://***@db/app refused", "API_KEY=***", "plain"]
+    assert "    API_KEY=***" in str(value["explanation"])
 
 
 def test_the_last_records_are_kept_and_all_are_counted() -> None:

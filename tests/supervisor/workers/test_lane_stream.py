@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import tempfile
@@ -558,6 +559,42 @@ def test_body_in_a_file(scene: Scene) -> None:
     body.close()
     body.close()
     scene.submit()
+
+
+def test_body_in_a_file_that_the_kernel_cannot_send(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then its pieces are read and written; the worker sees the same frame."""
+
+    def refuse(*_arguments: object) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "sendfile", refuse)
+    scene.say(END)
+    content = os.urandom(1000) * 3000
+    body = file_body(content)
+    send_file(scene, body)
+    (frame,) = receive(scene, 1)
+    assert frame.payload == b"ctx" + content
+    scene.say(END)
+    assert (len(scene.outcomes), scene.owner.breaches) == (2, [])
+    body.close()
+
+
+def test_worker_gone_in_the_middle_of_a_file(scene: Scene) -> None:
+    """A worker that has closed its relay while it got a body has closed its pipes; nothing is wrong with the file."""
+    scene.say(END)
+    body = file_body(bytes(3_000_000))
+    ticket = send_file(scene, body)
+    scene.worker.recv(1 << 20)
+    scene.lane.on_writable()
+    scene.worker.close()
+    for _ in range(10):
+        if scene.lane.closed:
+            break
+        scene.lane.on_writable()
+        scene.lane.on_readable()
+    assert [breach.cause for breach in scene.owner.breaches] == ["closed its pipes"]
+    assert scene.lane.current is ticket
+    body.close()
 
 
 def test_stop_behind_a_body_in_a_file(scene: Scene) -> None:

@@ -119,6 +119,15 @@ def test_first_start_verdicts() -> None:
     assert other.verdict(3)
 
 
+def test_first_start_in_words() -> None:
+    """One boot failed, or several did."""
+    start = FirstStart(2)
+    start.failed(permanent=True)
+    assert start.describe("exit code 1") == "1 boot failed: exit code 1"
+    start.failed(permanent=False)
+    assert start.describe("exit code 2") == "2 boots failed; the last one: exit code 2"
+
+
 @pytest.mark.parametrize("workers", [1, 2, 4, 50])
 def test_deaths_of_execs_have_a_pace_of_their_own(workers: int) -> None:
     """Workers that die of what they were given are replaced 20 times at once, and at least once a second after that."""

@@ -177,7 +177,7 @@ class CorePlugin(Plugin):
         deaths = self._known_services().find(Deaths)
         if deaths is None:
             return []
-        return [{**record.as_dict(), "explanation": record.explain()} for record in deaths.records()]
+        return [record.as_dict() for record in deaths.records()]
 
     def _workers(self, argument: object, _caller: Caller) -> dict[str, object]:
         services = self._known_services()

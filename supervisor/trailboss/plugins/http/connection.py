@@ -9,8 +9,9 @@ Each request gets an Answer of its own, which is deaf once its request is over: 
 answer of the next request. A small answer is one send. What the kernel does not take is kept in order (see `Unsent`),
 `wants_more` tells the source to pause when that has become too much; files go out by sendfile.
 
-A client that closes its sending side before it has its answer counts as gone, as nearly every server has it: there is no
-telling it from one that has closed everything. Its request ends with that; the handler hears of it by `on_gone`.
+A client may close its sending side before it has its answer. That looks like a client that has closed everything, so it is
+asked, with a word that changes nothing: whoever has gone answers with a reset, and the handler hears of it by `on_gone`;
+whoever still listens gets all its answers. Over TLS nobody closes one side alone, so there the end is the end.
 """
 
 from __future__ import annotations
@@ -317,6 +318,19 @@ class Answer:
 
     # --- the connection's side ----------------------------------------------------------------------------------------
 
+    def _ask_whether_there(self) -> None:
+        """Say something that changes nothing: 100 before the head, and a zero in front of the size of the next chunk.
+
+        Elsewhere there is no such word; the next part of the answer, or the answer, tells.
+        """
+        if self._held_head:
+            return
+        if not self.started:
+            if self.request.version == "1.1":
+                self._connection.send(CONTINUE)
+        elif self._framing is _Framing.CHUNKED:
+            self._connection.send(b"0")
+
     def _tell_gone(self) -> None:
         on_gone, self.on_gone = self.on_gone, None
         if on_gone is not None:
@@ -489,7 +503,10 @@ class Connection:
             self._working = False
         if self.closed:
             return
-        if self._paused and (len(self._buffer) <= READ_AHEAD_BYTES or self._may_begin()):
+        if self._ended:
+            if self._answer is None and not self._out.size:
+                self._end()  # what is left is no whole request
+        elif self._paused and (len(self._buffer) <= READ_AHEAD_BYTES or self._may_begin()):
             self._paused = False
             self._reactor.pause_read(self._fd, False)
 
@@ -737,17 +754,18 @@ class Connection:
         self.close()
 
     def _on_end(self) -> None:
-        """The client sends no more: it has gone, unless there is an answer left that it may still take."""
-        if self._answer is not None:
+        """The client sends no more: there may be answers left that it still takes."""
+        answer = self._answer
+        if answer is not None and self._tls is not None:
             self.close()
             return
+        self._ended = self._paused = True
+        self._reactor.pause_read(self._fd, True)
         if not self._out.size:
-            self._end()
-            return
-        self._ended = self._closing = True
-        self._reactor.unregister(self._fd)
-        self._reactor.register_writer(self._fd, self._on_writable_after_end, self._on_error)
-        self._reactor.want_write(self._fd, True)
+            if answer is None:
+                self._end()
+            else:
+                answer._ask_whether_there()
 
     def close_if_idle(self, quiet_since: float) -> None:
         """Close unless a request or its answer is under way, or something has happened after `quiet_since`."""
@@ -880,12 +898,6 @@ class Connection:
         self._reactor.want_write(self._fd, True)
         self._arm(now + self.front.limits.write_timeout_seconds)
 
-    def _on_writable_after_end(self) -> None:
-        if self._out.size:
-            self._on_writable()
-        else:  # not asked for: the client does not receive any more either
-            self.close()
-
     def _on_writable(self) -> None:
         self._push_out()
 
@@ -931,7 +943,7 @@ class Connection:
                 self._arm(now + self.front.limits.idle_timeout_seconds)
         if answer is not None and not answer.wants_more and self.has_room:
             self._reactor.call_soon(answer._tell_ready)
-        if not self._out.size and self._buffer and self._answer is None:
+        if not self._out.size and self._answer is None and (self._buffer or self._ended):
             self._work()
 
     @property

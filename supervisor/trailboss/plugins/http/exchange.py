@@ -65,6 +65,9 @@ log = logger("http")
 FORM_SLICE: Final = 64 * 1024
 """Bytes of a multipart form that are read in one turn of the reactor; at worst they take some 15 ms."""
 
+INTERIM_MAX: Final = 64
+"""Interim answers to one request; nothing holds back a worker that sends them for ever."""
+
 LABEL_PATH_MAX: Final = 200
 """Characters of a path that are shown to people."""
 
@@ -201,6 +204,7 @@ class _Conversation:
         "exchange",
         "finished",
         "head",
+        "headless",
         "informed",
         "remaining",
         "request",
@@ -222,7 +226,10 @@ class _Conversation:
         self.head: AnswerHead | None = None
         #: Bytes a stream still has to have, where it said how many.
         self.remaining: int | None = None
-        self.informed = False
+        #: Interim answers that were sent.
+        self.informed = 0
+        #: The interim status that somebody took for the head of a body; 0 where nobody has.
+        self.headless = 0
         self.retried = False
         #: The responder has been answered, or its client has gone; nothing is said to it any more.
         self.finished = False
@@ -363,7 +370,7 @@ class _Conversation:
             elif isinstance(outcome, Answer):
                 flags, context, body = outcome
                 try:
-                    head = parse_head(context, flags) if context else EMPTY_HEAD
+                    head = parse_head(context, flags) if context else self._no_head()
                     if head.plain and self.request.method != "HEAD":
                         if head.length is not None and head.length != len(body):
                             check_length(head, len(body))
@@ -416,7 +423,7 @@ class _Conversation:
         try:
             if self.head is None:
                 try:
-                    head = parse_head(context, flags) if context else EMPTY_HEAD
+                    head = parse_head(context, flags) if context else self._no_head()
                     if not self._begin_stream(head, len(body)):
                         return True
                 except BadAnswer as error:
@@ -429,13 +436,23 @@ class _Conversation:
             self._cancel()
             return True
 
+    def _no_head(self) -> AnswerHead:
+        """A body alone is 200, unless its worker believes that it has said something else. Raises BadAnswer."""
+        if self.headless:
+            raise BadAnswer(f"the interim status {self.headless} as the head of a body")
+        return EMPTY_HEAD
+
     def _begin_stream(self, head: AnswerHead, size: int) -> bool:
         """Send an interim answer or the head; True if its body follows. Raises BadAnswer."""
         responder = self.responder
         status = head.status
         if status < 200:
+            if status == 101 or size:
+                self.headless = status
             if status != 101:
-                self.informed = True
+                self.informed += 1
+                if self.informed > INTERIM_MAX:
+                    raise BadAnswer(f"more than {INTERIM_MAX} interim answers to one request")
                 responder.inform(status, head.headers)
             return False
         if has_no_body(status, self.request.method) or status == 205:

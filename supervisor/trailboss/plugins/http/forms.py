@@ -45,6 +45,8 @@ NAMES_LENGTH_MAX: Final = 256 * 1024
 """Characters of all names of a form: they are taken apart one by one."""
 PARTS_MAX: Final = 1000
 """Parts of a multipart form."""
+PREAMBLE_LENGTH_MAX: Final = 8192
+"""Bytes before the first boundary, which mean nothing (RFC 2046, 5.1.1)."""
 PART_HEADERS_MAX: Final = 16
 PART_HEADER_LENGTH_MAX: Final = 8192
 VALUES_LENGTH_MAX: Final = 32 * 1024 * 1024
@@ -132,6 +134,9 @@ class MultipartForm:
         if not boundary:
             raise FormRefused(400, "a multipart form without its boundary")
         self._open_file = open_file
+        self._first_boundary = b"--" + boundary
+        #: What has come of the preamble; None behind it.
+        self._preamble: bytearray | None = bytearray()
         self._fields: dict[str, list[str]] = {}
         self._parts = 0
         self._values_length = 0
@@ -161,10 +166,28 @@ class MultipartForm:
 
     def feed(self, data: bytes) -> None:
         """Read the next piece of the body. Raises FormRefused, and OSError of the sinks."""
+        if self._preamble is not None:
+            data = self._after_preamble(self._preamble, data)
+            if not data:
+                return
         try:
             self._parser.write(data)
         except FormParserError as error:
             raise FormRefused(400, f"a malformed multipart form: {error}") from None
+
+    def _after_preamble(self, preamble: bytearray, data: bytes) -> bytes:
+        """Return what there is from the first boundary on. Raises FormRefused."""
+        preamble += data
+        boundary = self._first_boundary
+        start = 0 if preamble.startswith(boundary) else preamble.find(b"\r\n" + boundary)
+        if 0 <= start <= PREAMBLE_LENGTH_MAX:
+            self._preamble = None
+            return data if not start and len(data) == len(preamble) else bytes(preamble[start:])
+        if len(preamble) > PREAMBLE_LENGTH_MAX + len(boundary) + 2:
+            raise FormRefused(
+                400, f"a multipart form without its boundary in the first {PREAMBLE_LENGTH_MAX} bytes"
+            )
+        return b""
 
     def finish(self) -> bytes:
         """The tree of the fields that are no files, as JSON. Raises FormRefused, also for a form that ends too early."""

@@ -39,6 +39,7 @@ from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.h1 import Refusal
 from trailboss.plugins.http.h2_gate import (
     DATA,
+    END_STREAM,
     GOAWAY,
     HEADERS,
     PRICE_LATE,
@@ -51,7 +52,7 @@ from trailboss.plugins.http.h2_head import Malformed, answer_fields, check_trail
 from trailboss.plugins.http.h2_sending import SendingHalf
 from trailboss.plugins.http.h2_stream import Stream
 from trailboss.plugins.http.limits import LINGER_SECONDS, Waiting, deadline
-from trailboss.plugins.http.message import EMPTY_BODY
+from trailboss.plugins.http.message import EMPTY_BODY, HeaderList
 from trailboss.plugins.http.tls import TlsSocket
 
 __all__ = ["H2Connection"]
@@ -210,9 +211,14 @@ class H2Connection(SendingHalf):
                 ):  # h2 would send nothing any more, and the client waits for its answers
                     self._client_leaves = True
                 else:
-                    frame: bytes | bytearray = buffer[position : position + size]
-                    if gate.stream not in self._streams:
+                    frame = buffer[position : position + size]
+                    stream = self._streams.get(gate.stream)
+                    if stream is None:
                         frame = self._look_at_stray(frame)
+                    elif gate.kind == HEADERS and stream.incoming is not None and not frame[4] & END_STREAM:
+                        # Neither a head nor trailers: h2 would end the connection, so it reads trailers.
+                        stream.malformed = True
+                        frame[4] |= END_STREAM
                     for event in protocol.receive_data(frame):
                         handle = _HANDLERS.get(type(event))
                         if handle is not None:
@@ -230,7 +236,7 @@ class H2Connection(SendingHalf):
         if self._client_leaves and not self._streams:
             self._leave_soon()
 
-    def _look_at_stray(self, frame: bytes | bytearray) -> bytes | bytearray:
+    def _look_at_stray(self, frame: bytearray) -> bytearray:
         """Look at a frame that belongs to no open stream. Raises Violation."""
         gate = self._gate
         if gate.kind == SETTINGS:
@@ -254,10 +260,9 @@ class H2Connection(SendingHalf):
 
     def _on_request(self, event: Event) -> None:
         assert isinstance(event, RequestReceived)
-        number, fields = event.stream_id, event.headers
+        number, fields = event.stream_id, self._fields()
         ended = event.stream_ended is not None
         assert number is not None
-        assert fields is not None
         if number > self._last_stream or len(self._streams) >= self._streams_max:
             self._protocol.reset_stream(number, ErrorCodes.REFUSED_STREAM)
             self._gate.spend(PRICE_REFUSED, self._reactor.now)
@@ -276,10 +281,15 @@ class H2Connection(SendingHalf):
         if ended:
             self._handle(stream)
             return
+        stream.length = head.length
         stream.incoming = front.spool.begin()
         self._arm(deadline(Waiting.BODY, now, 0, front.limits))
         if head.expects_continue:
             stream.inform(100, ())
+
+    def _fields(self) -> HeaderList:
+        """Return the fields of the head or the trailers that the library has just told of; frames come one at a time."""
+        return self._decoder.fields
 
     def _on_data(self, event: Event) -> None:
         assert isinstance(event, DataReceived)
@@ -290,12 +300,16 @@ class H2Connection(SendingHalf):
         stream = self._streams.get(number)
         if stream is None or stream.incoming is None:
             return
+        stream.request_ended = event.stream_ended is not None
         try:
             if event.data:
-                if stream.incoming.size + len(event.data) > self.front.limits.body_bytes:
+                size = stream.incoming.size + len(event.data)
+                if stream.length is not None and size > stream.length:
+                    raise Malformed("the body is longer than its Content-Length")
+                if size > self.front.limits.body_bytes:
                     raise Refusal(413, "the body is larger than http.max_request_size")
                 stream.incoming.add(event.data)
-            if event.stream_ended is not None:
+            if stream.request_ended:
                 self._body_complete(stream)
         except Refusal as refusal:
             self._refuse_stream(stream, refusal)
@@ -304,12 +318,14 @@ class H2Connection(SendingHalf):
 
     def _on_trailers(self, event: Event) -> None:
         assert isinstance(event, TrailersReceived)
-        assert event.headers is not None
         stream = self._streams.get(event.stream_id or 0)
         if stream is None or stream.incoming is None:
             return
+        stream.request_ended = True
         try:
-            check_trailers(event.headers, self.front.limits)
+            if stream.malformed:
+                raise Malformed("trailers that do not end the request")
+            check_trailers(self._fields(), self.front.limits)
             self._body_complete(stream)
         except Refusal as refusal:
             self._refuse_stream(stream, refusal)
@@ -319,7 +335,8 @@ class H2Connection(SendingHalf):
     def _body_complete(self, stream: Stream) -> None:
         incoming = stream.incoming
         assert incoming is not None
-        stream.request_ended = True
+        if stream.length is not None and incoming.size != stream.length:
+            raise Malformed("the body is shorter than its Content-Length")
         stream.request.body = incoming.complete()
         stream.incoming = None
         self._handle(stream)

@@ -79,7 +79,7 @@ class Violation(Exception):
         self.reason = reason
 
 
-def known_settings(frame: bytes | bytearray) -> bytes | bytearray:
+def known_settings(frame: bytearray) -> bytearray:
     """Return a SETTINGS frame without the settings that nobody knows; the library would remember each of them."""
     kept = b"".join(
         bytes(frame[at : at + 6])
@@ -88,7 +88,7 @@ def known_settings(frame: bytes | bytearray) -> bytes | bytearray:
     )
     if len(frame) % 6 != FRAME_HEAD_BYTES % 6 or len(kept) == len(frame) - FRAME_HEAD_BYTES:
         return frame  # as it was; what is wrong with it is the library's to say
-    return len(kept).to_bytes(3, "big") + frame[3:FRAME_HEAD_BYTES] + kept
+    return bytearray(len(kept).to_bytes(3, "big")) + frame[3:FRAME_HEAD_BYTES] + kept
 
 
 class FrameGate:

@@ -127,7 +127,7 @@ def read_head(
             continue
         if name not in _good_names:
             _check_name(name)
-        if _CONTROL.search(value) is not None or value != value.strip(b" \t"):
+        if not _is_value(value):
             raise Malformed("a header value with a control character, or white space around it")
         if name in _SPECIAL:
             if name == b"cookie":
@@ -191,6 +191,10 @@ def _check_name(name: bytes) -> None:
         _good_names.add(name)
 
 
+def _is_value(value: bytes) -> bool:
+    return _CONTROL.search(value) is None and value == value.strip(b" \t")
+
+
 def _check_length(value: bytes, limits: Limits) -> int:
     if not value.isdigit():
         raise Refusal(400, "Content-Length is not a number")
@@ -234,7 +238,7 @@ def check_trailers(fields: HeaderList, limits: Limits) -> None:
     if sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in fields) > limits.head_bytes:
         raise Refusal(431, "the trailers are too long")
     for name, value in fields:
-        if _NAME.fullmatch(name) is None or name in _CONNECTION_FIELDS or _CONTROL.search(value) is not None:
+        if _NAME.fullmatch(name) is None or name in _CONNECTION_FIELDS or not _is_value(value):
             raise Malformed("not a trailer")
 
 

@@ -10,14 +10,14 @@ never pushes out what does, and no secret of an answer that came once is in a ta
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from hpack import Decoder, Encoder
 from hpack.hpack import encode_integer
 from hpack.struct import HeaderTuple
 
-__all__ = ["RememberingDecoder", "RememberingEncoder"]
+__all__ = ["RememberingDecoder", "RememberingEncoder", "WithholdingDecoder"]
 
 Field = tuple[bytes, bytes]
 
@@ -54,6 +54,25 @@ class RememberingDecoder(Decoder):
                 self._known.clear()
             self._known[key] = fields
         return fields
+
+
+class WithholdingDecoder(RememberingDecoder):
+    """A decoder that keeps the fields of the block it was given last, and says that there were none.
+
+    The library has opinions about fields that no configuration takes from it (Content-Length, `:status`), and ends the
+    connection over each; RFC 9113, 8.1.1 has the request reset and no other. What it does not see it cannot object to.
+    """
+
+    def __init__(self, max_header_list_size: int) -> None:
+        super().__init__(max_header_list_size)
+        #: What the last block said; must not be changed.
+        self.fields: Sequence[Field] = ()
+
+    def decode(self, data: bytes, raw: bool = False) -> Iterable[HeaderTuple]:
+        """Keep the fields of a block and return none. Raises HPACKError."""
+        fields = super().decode(data, raw)
+        self.fields = fields if isinstance(fields, list) else list(fields)
+        return ()
 
 
 class RememberingEncoder(Encoder):

@@ -25,7 +25,7 @@ from h2.settings import SettingCodes, Settings
 from trailboss.log import logger
 from trailboss.plugins.http.front import Front
 from trailboss.plugins.http.h2_gate import EARNED_BY_ANSWER, EARNED_BY_DATA, EARNING_BYTES, FrameGate
-from trailboss.plugins.http.h2_hpack import RememberingDecoder, RememberingEncoder
+from trailboss.plugins.http.h2_hpack import RememberingEncoder, WithholdingDecoder
 from trailboss.plugins.http.h2_stream import Stream
 from trailboss.plugins.http.tls import TlsSocket
 from trailboss.plugins.http.unsent import FilePart, Kept, Unsent
@@ -71,8 +71,8 @@ class _Protocol(Library):
     MAX_CLOSED_STREAMS = 1024
 
 
-def begin_protocol(front: Front) -> _Protocol:
-    """Return the library's side of a new connection, its settings ready to be sent."""
+def begin_protocol(front: Front, decoder: WithholdingDecoder) -> _Protocol:
+    """Return the library's side of a new connection, its settings ready to be sent; `decoder` keeps fields from it."""
     protocol = _Protocol(_CONFIGURATION)
     limits = front.limits
     values = {
@@ -85,8 +85,7 @@ def begin_protocol(front: Front) -> _Protocol:
     # h2 would end the connection over a stream too many; we refuse that stream.
     values[SettingCodes.MAX_CONCURRENT_STREAMS] = _UNLIMITED
     protocol.local_settings = Settings(client=False, initial_values=values)
-    # A head that is somewhat too long is read and answered with 431.
-    protocol.decoder = RememberingDecoder(2 * limits.head_bytes)
+    protocol.decoder = decoder
     protocol.encoder = RememberingEncoder()
     protocol.increment_flow_control_window(CONNECTION_WINDOW - 65_535)
     return protocol
@@ -99,6 +98,7 @@ class SendingHalf:
         "_blocked_since",
         "_choked",
         "_closing",
+        "_decoder",
         "_departing",
         "_fd",
         "_flush_due",
@@ -124,7 +124,9 @@ class SendingHalf:
         self._reactor = front.reactor
         self._sock = sock
         self._fd = sock.fileno()
-        self._protocol = begin_protocol(front)
+        # A head that is somewhat too long is read and answered with 431.
+        self._decoder = WithholdingDecoder(2 * front.limits.head_bytes)
+        self._protocol = begin_protocol(front, self._decoder)
         self._gate = FrameGate(front.limits.head_bytes, front.reactor.now)
         self._streams: dict[int, Stream] = {}
         #: Streams that have something to send and, as far as is known, a window for it.

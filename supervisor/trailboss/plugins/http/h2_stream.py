@@ -44,6 +44,8 @@ class Stream:
         "finished",
         "id",
         "incoming",
+        "length",
+        "malformed",
         "on_gone",
         "on_ready",
         "queued",
@@ -62,6 +64,10 @@ class Stream:
         self.request = request
         #: The client has said everything.
         self.request_ended = ended
+        #: Content-Length, or None where it was not announced.
+        self.length: int | None = None
+        #: What came was no request of HTTP/2; to be said when the library has read it.
+        self.malformed = False
         #: The body, while it arrives.
         self.incoming: Incoming | None = None
         #: When the head was complete.

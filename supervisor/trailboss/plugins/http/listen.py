@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from trailboss.accepting import Acceptor, Complaints
 from trailboss.activation import PassedSockets
 from trailboss.config.values import parse_http_address
 from trailboss.handover import Handover, Offer, Passed, remove_file
@@ -32,12 +33,6 @@ __all__ = ["AddressError", "BoundSocket", "Listener", "bind", "bind_all", "expec
 log = logger("http")
 
 BACKLOG: Final = 4096
-#: Connections accepted before others on the data plane get their turn.
-ACCEPTS_PER_TURN: Final = 64
-#: Pause after accept has failed for lack of descriptors or memory.
-BACK_OFF_SECONDS: Final = 0.1
-#: The same complaint is logged once in this time.
-COMPLAINT_SECONDS: Final = 60.0
 #: A silent client is asked for a sign of life after this time, so that one that has vanished is noticed.
 KEEPALIVE_IDLE_SECONDS: Final = 60
 #: So many bytes of an answer wait in the kernel beyond those on the way. Without it the kernel takes megabytes for each client
@@ -48,8 +43,6 @@ NOT_SENT_BYTES: Final = 256 * 1024
 HANDSHAKE_SECONDS: Final = 0.05
 SO_ATTACH_FILTER: Final = 26
 _BPF: Final = struct.Struct("=HBBI")
-
-_NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @dataclass(slots=True)
@@ -277,17 +270,14 @@ class Listener:
         self._bound = bound
         self._front = front
         self._reactor = front.reactor
-        self._fd = bound.sock.fileno()
         self._local = "localhost" if bound.address.startswith("unix:") else bound.address
-        self._complained: dict[str, float] = {}
-        self._closed = False
-        self._reactor.register(self._fd, self._on_readable)
+        self._complaints = Complaints()
+        self._acceptor = Acceptor(bound.sock, self._reactor, self._admit, self._complain)
 
     def close(self) -> None:
         """Accept nothing more and release the address; open connections stay."""
-        if not self._closed:
-            self._closed = True
-            self._reactor.unregister(self._fd)
+        if not self._acceptor.closed:
+            self._acceptor.close()
             self._bound.close()
 
     def offer(self) -> Offer:
@@ -301,31 +291,14 @@ class Listener:
 
     def turn_away(self) -> None:
         """Let nobody connect any more, as far as that can be had."""
-        if not self._closed:
+        if not self._acceptor.closed:
             self._bound.turn_away()
 
     def accept_waiting(self) -> None:
         """Accept whoever has connected already, all of them; closing the socket would reset those connections."""
-        if not self._closed:
+        if not self._acceptor.closed:
             self._reactor.touch()
-            self._accept(2 * BACKLOG)
-
-    def _on_readable(self) -> None:
-        self._accept(ACCEPTS_PER_TURN)
-
-    def _accept(self, most: int) -> None:
-        accept = self._bound.sock.accept
-        for _ in range(most):
-            try:
-                sock, address = accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno in _NO_ROOM:
-                    self._back_off(error)
-                    return
-                continue  # the peer was gone before it was accepted
-            self._admit(sock, address)
+            self._acceptor.accept(2 * BACKLOG)
 
     def _admit(self, sock: socket.socket, address: object) -> None:
         front = self._front
@@ -333,34 +306,18 @@ class Listener:
         if len(front.connections) >= front.limits.connections:
             sock.close()
             front.counters.turned_away += 1
-            self._complain("connections are turned away, http.limits.max_connections is reached", "")
+            event = "connections are turned away, http.limits.max_connections is reached"
+            if self._complaints.is_due(event, self._reactor.now):
+                self._complain(event, "")
             return
         host, port = _peer(address)
-        try:
-            sock.setblocking(False)
-            if self._entrance is None:
-                Connection(front, sock, self._local, host, port)
-            else:
-                self._entrance.admit(sock, self._local, host, port)
-        except Exception as error:
-            # Costs this connection and no other: an exception out of here would cost the listening socket.
-            sock.close()
-            self._complain("a connection could not be taken", str(error) or type(error).__name__)
+        if self._entrance is None:
+            Connection(front, sock, self._local, host, port)
+        else:
+            self._entrance.admit(sock, self._local, host, port)
 
     def _complain(self, event: str, reason: str) -> None:
-        now = self._reactor.now
-        if now - self._complained.get(event, -COMPLAINT_SECONDS) >= COMPLAINT_SECONDS:
-            self._complained[event] = now
-            log.warning(event, address=self.address, reason=reason)
-
-    def _back_off(self, error: OSError) -> None:
-        self._complain("no connection can be accepted for now", error.strerror or "")
-        self._reactor.pause_read(self._fd, True)
-        self._reactor.wheel.add(self._reactor.now + BACK_OFF_SECONDS, self._go_on)
-
-    def _go_on(self, _now: float) -> None:
-        if not self._closed:
-            self._reactor.pause_read(self._fd, False)
+        log.warning(event, address=self.address, reason=reason)
 
 
 def _peer(address: object) -> tuple[str, int]:

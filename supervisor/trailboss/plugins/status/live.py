@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from trailboss.log import logger
-from trailboss.plugins.status.http import HttpConnection
 from trailboss.reactor import Reactor
+from trailboss.small_http import SmallConnection
 
 __all__ = ["CLIENTS_MAX", "LivePage", "event_of"]
 
@@ -41,13 +41,13 @@ class LivePage:
         self._reactor = reactor
         self._make = make
         self._interval_seconds = interval_seconds
-        self._clients: set[HttpConnection] = set()
+        self._clients: set[SmallConnection] = set()
         self._timer_set = False
 
     def __len__(self) -> int:
         return len(self._clients)
 
-    def join(self, connection: HttpConnection) -> None:
+    def join(self, connection: SmallConnection) -> None:
         """Send the picture of now, then one a second."""
         self._clients.add(connection)
         now = self._reactor.now
@@ -58,7 +58,7 @@ class LivePage:
             self._timer_set = True
             self._reactor.wheel.add(now + self._interval_seconds, self._tick)
 
-    def leave(self, connection: HttpConnection) -> None:
+    def leave(self, connection: SmallConnection) -> None:
         """Send it nothing any more."""
         self._clients.discard(connection)
 

@@ -9,7 +9,9 @@ stops /health stays 200 (the process must not be killed for stopping) and /ready
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import parse_qs
 
 import trio
 
@@ -34,10 +36,10 @@ from trailboss.messages.status_pb2 import Request, Response
 from trailboss.metrics import Exposition
 from trailboss.plugins.status.checks import Check, PoolFigures, StatusRow, overall_code, row_of, rows
 from trailboss.plugins.status.hosts import Hosts
-from trailboss.plugins.status.http import HttpAnswer, HttpListener, HttpRequest, bind_status
 from trailboss.plugins.status.live import CLIENTS_MAX, LivePage, event_of
 from trailboss.plugins.status.snapshot import Snapshots
 from trailboss.reactor import Reactor
+from trailboss.small_http import SmallAnswer, SmallRequest, SmallServer, bind_port
 from trailboss.workers.pool import PoolSet
 
 __all__ = ["StatusPlugin"]
@@ -89,7 +91,7 @@ class StatusPlugin(Plugin):
         handover = self._handover = services.find(Handover) or self._handover
         inherited = handover.claim("status", self._config.address)
         sock = (
-            bind_status(host, port, f"status.address: {self._config.address}")
+            _bind(host, port, f"status.address: {self._config.address}")
             if inherited is None
             else inherited.socket()
         )
@@ -103,12 +105,18 @@ class StatusPlugin(Plugin):
             task_status.started()
             if inherited is not None and not await _in_charge_before(handover, stopping):
                 return
-            listener = HttpListener(sock, reactor, self._handle, self._config.check_timeout)
+            server = SmallServer(
+                sock,
+                reactor,
+                lambda request, reply: reply(self._handle(request)),
+                log,
+                self._config.check_timeout,
+            )
             try:
-                handover.offer(Offer("status", self._config.address, sock, listener.give_up))
+                handover.offer(Offer("status", self._config.address, sock, server.give_up))
                 await stopping.wait()
             finally:
-                listener.close()
+                server.close()
         finally:
             sock.close()
 
@@ -144,8 +152,12 @@ class StatusPlugin(Plugin):
 
     # --- HTTP -----------------------------------------------------------------------------------------------------
 
-    def _handle(self, request: HttpRequest) -> HttpAnswer:
-        names = request.query.get("plugin", [])
+    def _handle(self, request: SmallRequest) -> SmallAnswer:
+        try:
+            query = parse_qs(request.query, max_num_fields=100)
+        except ValueError:
+            return SmallAnswer(400, b"not a valid target\n", TEXT)
+        names = query.get("plugin", [])
         if request.path == "/health":
             return self._health(names)
         if request.path == "/ready":
@@ -158,7 +170,7 @@ class StatusPlugin(Plugin):
             return self._metrics()
         page = self._page
         if page is not None and request.path in ("/", "/events"):
-            return page.answer(request)
+            return page.answer(request, query.get("as", []))
         paths = [
             "/health",
             "/ready",
@@ -169,27 +181,27 @@ class StatusPlugin(Plugin):
         ]
         return _json(404, {"error": f"no such path: {request.path}", "paths": paths})
 
-    def _metrics(self) -> HttpAnswer:
+    def _metrics(self) -> SmallAnswer:
         """The scrape that the metrics plugin makes, in the format that every client reads."""
         exposition = self._known_services().find(Exposition)  # type: ignore[type-abstract]
         if exposition is None:
-            return HttpAnswer(
+            return SmallAnswer(
                 self._unavailable_code, b"metrics plugin not found", "text/plain; charset=utf-8"
             )
         page = exposition.scrape_now()
-        return HttpAnswer(page.status, page.body, page.content_type)
+        return SmallAnswer(page.status, page.body, page.content_type)
 
-    def _health(self, names: Sequence[str]) -> HttpAnswer:
+    def _health(self, names: Sequence[str]) -> SmallAnswer:
         if self._is_stopping():
-            return HttpAnswer(200, b"service is shutting down", TEXT)
+            return SmallAnswer(200, b"service is shutting down", TEXT)
         found = rows(names, Check.HEALTH, self._plugins(), self._pools(), self._unavailable_code)
         return self._rows_answer(found)
 
-    def _ready(self, names: Sequence[str]) -> HttpAnswer:
+    def _ready(self, names: Sequence[str]) -> SmallAnswer:
         if self._handover.given_up:
             return _json(200, [])  # asked just before the successor took over, which is as ready as we were
         if self._is_stopping():
-            return HttpAnswer(self._unavailable_code, b"service is shutting down", TEXT)
+            return SmallAnswer(self._unavailable_code, b"service is shutting down", TEXT)
         found = rows(names, Check.READY, self._plugins(), self._pools(), self._unavailable_code)
         state = self._state()
         if not names and not state.fully_ready:
@@ -198,15 +210,15 @@ class StatusPlugin(Plugin):
             found.append(StatusRow("trailboss", text, self._unavailable_code))
         return self._rows_answer(found)
 
-    def _rows_answer(self, found: Sequence[StatusRow]) -> HttpAnswer:
+    def _rows_answer(self, found: Sequence[StatusRow]) -> SmallAnswer:
         return _json(overall_code(found, self._unavailable_code), [row.as_dict() for row in found])
 
-    def _jobs(self) -> HttpAnswer:
+    def _jobs(self) -> SmallAnswer:
         if self._is_stopping():
-            return HttpAnswer(self._unavailable_code, b"service is shutting down", TEXT)
+            return SmallAnswer(self._unavailable_code, b"service is shutting down", TEXT)
         inspector = self._known_services().find(JobsInspector)  # type: ignore[type-abstract]
         if inspector is None:
-            return HttpAnswer(self._unavailable_code, b"jobs plugin not found", TEXT)
+            return SmallAnswer(self._unavailable_code, b"jobs plugin not found", TEXT)
         return _json(200, [_jobs_row(row) for row in inspector.job_states()])
 
     # --- what is known --------------------------------------------------------------------------------------------
@@ -244,6 +256,14 @@ class StatusPlugin(Plugin):
         return self._services
 
 
+def _bind(host: str, port: int, what: str) -> socket.socket:
+    """Return a listening socket. Raises OSError with a text that names the key (`what`), the value and a remedy."""
+    try:
+        return bind_port(host, port)
+    except OSError as error:
+        raise OSError(error.errno, f"{what}: {error.strerror}") from error
+
+
 async def _in_charge_before(handover: Handover, stopping: trio.Event) -> bool:
     """Wait until this server is in charge; False where it stops before that."""
     async with trio.open_nursery() as nursery:
@@ -272,14 +292,17 @@ class _Page:
         self._figures = LivePage(reactor, lambda now: self._shown(now, "figures", _figures_event))
         self._made: dict[str, tuple[Mapping[str, object], bytes]] = {}
 
-    def answer(self, request: HttpRequest) -> HttpAnswer:
-        """Answer a request for the page or a stream, or say why not."""
+    def answer(self, request: SmallRequest, forms: Sequence[str]) -> SmallAnswer:
+        """Answer a request for the page or a stream in one of `forms`, or say why not."""
         # A page of somebody else's may neither look in here (a name of its own that leads to this address, in Host) nor
         # take the places of those who may.
-        if not self._hosts.allows(request.host):
-            return HttpAnswer(421, self._hosts.refusal(request.host).encode("utf-8", "replace"), TEXT)
-        if request.fetch_site == "cross-site" and request.path == "/events":
-            return HttpAnswer(403, b"events are for pages of this server\n", TEXT)
+        host = request.headers.get("host")
+        if host is not None and "," in host:
+            host = ""  # there were several
+        if not self._hosts.allows(host):
+            return SmallAnswer(421, self._hosts.refusal(host).encode("utf-8", "replace"), TEXT)
+        if request.headers.get("sec-fetch-site") == "cross-site" and request.path == "/events":
+            return SmallAnswer(403, b"events are for pages of this server\n", TEXT)
         from trailboss.plugins.status.page import (
             PAGE_HEADERS,
             render_page,
@@ -287,12 +310,12 @@ class _Page:
 
         if request.path == "/":
             body = self._shown(self._reactor.now, "page", render_page)
-            return HttpAnswer(200, body, HTML, PAGE_HEADERS)
+            return SmallAnswer(200, body, HTML, PAGE_HEADERS)
         if len(self._parts) + len(self._figures) >= CLIENTS_MAX:
             text = f"{CLIENTS_MAX} look already; try again later\n".encode()
-            return HttpAnswer(503, text, TEXT, (("Retry-After", "10"),))
-        audience = self._parts if request.query.get("as") == ["page"] else self._figures
-        return HttpAnswer(200, STREAM_BEGINNING, "text/event-stream", PAGE_HEADERS, audience)
+            return SmallAnswer(503, text, TEXT, (("Retry-After", "10"),))
+        audience = self._parts if forms == ["page"] else self._figures
+        return SmallAnswer(200, STREAM_BEGINNING, "text/event-stream", PAGE_HEADERS, audience)
 
     def _shown(self, now: float, name: str, make: Callable[[Mapping[str, object]], bytes]) -> bytes:
         snapshot = self._snapshots.current(now)
@@ -313,10 +336,11 @@ def _figures_event(snapshot: Mapping[str, object]) -> bytes:
     return event_of("snapshot", snapshot)
 
 
-def _json(status: int, value: object) -> HttpAnswer:
-    return HttpAnswer(
+def _json(status: int, value: object) -> SmallAnswer:
+    return SmallAnswer(
         status,
         json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "replace"),
+        "application/json",
     )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
+import socket
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,7 +14,9 @@ import h11
 import pytest
 import structlog
 from front_bench import Bench, Client, MakeBench
+from live_server import PATIENCE
 
+from trailboss.plugins.http.connection import Connection
 from trailboss.plugins.http.limits import Limits, Waiting, deadline
 from trailboss.plugins.http.message import Request, Responder
 from trailboss.plugins.http.unsent import AnswerAccount
@@ -835,6 +840,142 @@ def test_a_client_that_closes_its_side_early_still_gets_an_answer_that_was_made(
     client.take()
     assert len(as_h11_sees(client.received)[2]) == 2_000_000
     assert client.ended
+
+
+def ending_its_side(bench: Bench, request: bytes) -> Client:
+    """Return a client that has sent `request` and said that nothing follows."""
+    client = bench.connect()
+    client.sock.sendall(request)
+    bench.settle()
+    client.sock.shutdown(socket.SHUT_WR)
+    bench.settle()
+    return client
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("size", [10, 2_000_000])
+def test_a_client_that_closes_its_side_waits_for_its_answer(
+    make_bench: MakeBench, version: str, size: int
+) -> None:
+    """The answer comes whole, however late; an HTTP/1.1 client was asked by 100 whether it is there."""
+    later = Later()
+    bench = make_bench(later)
+    client = ending_its_side(bench, GET if version == "1.1" else GET_1_0)
+    bench.advance(100)
+    assert client.take() == (b"HTTP/1.1 100 Continue\r\n\r\n" if version == "1.1" else b"")
+    assert (later.gone, client.ended) == ([], False)
+    later.held[0][1].respond(200, [], b"x" * size)
+    bench.settle()
+    client.take()
+    assert len(as_h11_sees(client.received)[2]) == size
+    assert client.ended
+    assert bench.front.connections == set()
+
+
+@pytest.mark.parametrize("length", [None, 2_000_005])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_client_that_closes_its_side_in_a_stream_gets_all_of_it(
+    make_bench: MakeBench, length: int | None, version: str
+) -> None:
+    """The rest of the parts, the end and the trailers follow, in a framing that is still right."""
+    later = Later()
+    bench = make_bench(later)
+    client = bench.connect()
+    client.sock.sendall(GET if version == "1.1" else GET_1_0)
+    bench.settle()
+    responder = later.held[0][1]
+    responder.head(200, [], length=length)
+    responder.data(b"first")
+    bench.settle()
+    client.sock.shutdown(socket.SHUT_WR)
+    bench.settle()
+    responder.data(b"x" * 2_000_000)
+    bench.settle()
+    responder.end()
+    bench.settle()
+    client.take()
+    assert as_h11_sees(client.received, ended=True)[2] == b"first" + b"x" * 2_000_000
+    assert (client.ended, later.gone, bench.front.in_flight) == (True, [], 0)
+
+
+def test_a_quiet_stream_may_end_behind_the_question(make_bench: MakeBench) -> None:
+    """The zero that asked whether the client is there becomes part of the last chunk's size."""
+    later = Later()
+    bench = make_bench(later)
+    client = bench.connect()
+    client.sock.sendall(GET)
+    bench.settle()
+    responder = later.held[0][1]
+    responder.head(200, [])
+    bench.settle()
+    client.sock.shutdown(socket.SHUT_WR)
+    bench.settle()
+    assert client.take().endswith(b"\r\n\r\n0")
+    responder.end([(b"Sum", b"1")])
+    bench.settle()
+    assert as_h11_sees(client.take())[2:] == (b"", [(b"sum", b"1")])
+    assert client.ended
+
+
+@pytest.mark.parametrize(
+    "rest", [b"", b"GET /half HT", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx"]
+)
+def test_a_pipeline_of_a_client_that_closes_its_side(make_bench: MakeBench, rest: bytes) -> None:
+    """All whole requests are answered, in order; what is left of the last one is thrown away."""
+    later = Later()
+    bench = make_bench(later)
+    client = ending_its_side(bench, GET * 3 + rest)
+    for number in range(3):
+        later.held[number][1].respond(200, [], b"%d" % number)
+        bench.settle()
+        client.take()
+    answers = client.received.split(b"HTTP/1.1 200 OK")
+    assert [answer[-1:] for answer in answers[1:]] == [b"0", b"1", b"2"]
+    assert (len(later.held), client.ended, bench.front.connections) == (3, True, set())
+    assert bench.spool.memory_bytes == 0
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_client_that_closes_its_side_and_leaves_later_has_gone(
+    make_bench: MakeBench, started: bool
+) -> None:
+    """The handler hears of it when the rest of the connection ends too."""
+    later = Later()
+    bench = make_bench(later)
+    client = ending_its_side(bench, GET)
+    if started:
+        later.held[0][1].head(200, [])
+        bench.settle()
+    assert later.gone == []
+    client.sock.close()
+    bench.settle()
+    assert (later.gone, bench.front.in_flight, bench.front.connections) == ([0], 0, set())
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_client_of_tcp_that_has_left_is_noticed_at_once(make_bench: MakeBench, started: bool) -> None:
+    """Its kernel says no more than that one side is closed, until it is asked."""
+    later = Later()
+    bench = make_bench(later)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        near, _ = listener.accept()
+    near.setblocking(False)
+    Connection(bench.front, near, "local:80", "192.0.2.1", 4711)
+    far.sendall(GET)
+    assert select.select([near], [], [], 10 * PATIENCE)[0]
+    bench.settle()
+    if started:
+        later.held[0][1].head(200, [])
+        bench.settle()
+        assert select.select([far], [], [], 10 * PATIENCE)[0]
+        far.recv(1000)
+    far.close()
+    ends = time.monotonic() + 10 * PATIENCE
+    while not later.gone:
+        assert time.monotonic() < ends
+        bench.settle()
+    assert (later.gone, bench.front.in_flight, bench.front.connections) == ([0], 0, set())
 
 
 def test_a_refused_client_that_still_sends_gets_the_refusal(make_bench: MakeBench) -> None:

@@ -830,6 +830,37 @@ def test_early_hints(stream: bool) -> None:
     assert responder.complete
 
 
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize(("status", "body"), [(101, b""), (101, b"x"), (103, b"x"), (100, b"x"), (199, b"x")])
+def test_an_interim_status_is_no_head_of_a_body(status: int, body: bytes, repeated: bool) -> None:
+    """A body that follows without a head of its own, streamed with the status once or each time, is refused, once."""
+    scene = Scene()
+    with structlog.testing.capture_logs() as records:
+        responder = scene.ask()
+        scene.pool.part(body, status, {"Upgrade": ["x"]})
+        if repeated:
+            scene.pool.part(b"more", status, {"Upgrade": ["x"]})
+        else:
+            scene.pool.ticket.on_part(JSON, b"", b"more")
+        scene.pool.end(END)
+    assert responder.failure is not None
+    assert (responder.failure.status, responder.failure.reason) == (502, "bad answer")
+    assert b"x" not in responder.body
+    assert [record["event"] for record in records] == ["bad answer from a worker"]
+
+
+def test_interim_answers_without_end() -> None:
+    """A worker that sends nothing else is refused, once, before they fill the memory."""
+    scene = Scene()
+    responder = scene.ask()
+    for _ in range(1000):
+        scene.pool.part(b"", 103, {"Link": ["</a>"]})
+    scene.pool.end(END)
+    assert len(responder.interim) == 64
+    assert responder.failure is not None
+    assert (responder.failure.status, responder.failure.reason) == (502, "bad answer")
+
+
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 

@@ -180,9 +180,32 @@ def test_empty_form() -> None:
 
 
 @pytest.mark.parametrize(
+    "preamble",
+    [
+        b"\r\n",
+        b"This is a multi-part message in MIME format.\r\n",
+        b"a\r\n--c\r\n- --b\r\n--\r\n",
+        b"in the --b middle of a line\r\n",
+        b"x" * 8192 + b"\r\n",
+    ],
+)
+@pytest.mark.parametrize("piece", [1, 7, 1 << 20])
+def test_a_preamble_is_ignored(preamble: bytes, piece: int) -> None:
+    """Text before the first boundary means nothing (RFC 2046, 5.1.1), in whatever pieces it comes."""
+    file = part('Content-Disposition: form-data; name="f"; filename="n"', b"--b inside")
+    tree, sinks = read(preamble + field("a") + file + END, piece=piece)
+    assert tree == {"a": "v"}
+    assert [sink.content for sink in sinks] == [b"--b inside"]
+
+
+@pytest.mark.parametrize(
     ("name", "body", "status"),
     [
         ("nothing", b"", 400),
+        ("a preamble alone", b"text\r\n", 400),
+        ("a boundary behind text", b"text" + field("a"), 400),
+        ("a preamble too long", b"x" * 8193 + b"\r\n" + field("a") + END, 400),
+        ("a preamble for ever", b"x" * 1_000_000, 400),
         ("no last boundary", field("a"), 400),
         ("cut in a header", b"--b\r\nContent-Dis", 400),
         ("another boundary", part("A: b", b"", boundary="c") + b"--c--\r\n", 400),
@@ -228,13 +251,17 @@ def test_bad_boundaries(content_type: bytes) -> None:
     assert caught.value.status == 400
 
 
-@given(body=st.binary(max_size=200), piece=st.integers(1, 50))
-def test_any_bytes_as_a_form(body: bytes, piece: int) -> None:
+@given(
+    start=st.sampled_from([b"--b\r\n", b"", b"text\r\n--b\r\n"]),
+    body=st.binary(max_size=200),
+    piece=st.integers(1, 50),
+)
+def test_any_bytes_as_a_form(start: bytes, body: bytes, piece: int) -> None:
     """Any bytes are a form or are refused, the same whatever the pieces."""
 
     def outcome(size: int) -> object:
         try:
-            tree, sinks = read(b"--b\r\n" + body, piece=size)
+            tree, sinks = read(start + body, piece=size)
         except FormRefused as error:
             return error.status
         return tree, [sink.content for sink in sinks]

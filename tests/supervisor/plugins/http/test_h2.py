@@ -10,8 +10,15 @@ from dataclasses import dataclass, field
 import pytest
 from front_bench import Bench, MakeBench
 from h2.errors import ErrorCodes
-from h2_bench import Client, RawClient, get, window_update
-from hyperframe.frame import DataFrame, GoAwayFrame, RstStreamFrame, SettingsFrame
+from h2_bench import Client, Fields, RawClient, get, window_update
+from hyperframe.frame import (
+    ContinuationFrame,
+    DataFrame,
+    GoAwayFrame,
+    HeadersFrame,
+    RstStreamFrame,
+    SettingsFrame,
+)
 
 from trailboss.plugins.http.limits import Limits
 from trailboss.plugins.http.message import Request, Responder
@@ -189,6 +196,99 @@ def test_a_malformed_request_is_reset(make_bench: MakeBench) -> None:
     assert client.results[1].reset == ErrorCodes.PROTOCOL_ERROR
     assert client.results[3].status == 200
     assert len(bench.echo.requests) == 1
+
+
+POSTED = "END_HEADERS"
+SHORT = (b"content-length", b"5")
+
+
+@pytest.mark.parametrize(
+    ("fields", "flags", "rest"),
+    [
+        (get(b"/", SHORT), (), []),
+        (get(b"/", SHORT, method=b"POST"), (POSTED,), [(b"abc", True)]),
+        (get(b"/", SHORT, method=b"POST"), (POSTED,), [(b"abcdef", True)]),
+        (get(b"/", SHORT, method=b"POST"), (POSTED,), [(b"abc", False), (b"def", False)]),
+        (get(b"/", SHORT, method=b"POST"), (POSTED,), [(b"", True)]),
+        (get(b"/", SHORT, method=b"HEAD"), (POSTED,), [(b"abc", True)]),
+        (get(b"/", SHORT, method=b"POST"), (POSTED,), [(b"abc", False), [(b"x", b"y")]]),
+        (get(method=b"POST"), (POSTED,), [(b"abc", False), [(b":path", b"/")]]),
+        (get(method=b"POST"), (POSTED,), [(b"abc", False), [(b":status", b"100")]]),
+        (get(method=b"POST"), (POSTED,), [(b"abc", False), [(b"Upper", b"y")]]),
+        (get(method=b"POST"), (POSTED,), [(b"abc", False), [(b"x", b" y")]]),
+        (get(method=b"POST"), (POSTED,), [(b"abc", False), [(b"x", b"a\nb")]]),
+        (get(method=b"POST"), (POSTED,), [(b"abc", False), [(b"connection", b"close")]]),
+        (get(method=b"POST"), (POSTED,), [(b"abc", False), [(b"content-length", b"x"), (b"a b", b"")]]),
+        (get(b"/", (b":status", b"100")), (), []),
+        ([(b":status", b"100")], (), []),
+        ([(b":status", b"103")], (POSTED,), []),
+        (get(b"/", (b"te", b"gzip")), (), []),
+        (get(b"/", (b"transfer-encoding", b"chunked")), (), []),
+    ],
+)
+def test_a_malformed_request_costs_its_stream_alone(
+    make_bench: MakeBench, fields: Fields, flags: tuple[str, ...], rest: list[tuple[bytes, bool] | Fields]
+) -> None:
+    """Heads, lengths and trailers that lie reset their stream; those before and behind are answered (RFC 9113, 8.1.1)."""
+    bench = make_bench()
+    client = RawClient(bench)
+    client.send(client.request(1, get(method=b"POST"), POSTED))
+    wrong = client.request(3, fields, *flags)
+    for part in rest:
+        if isinstance(part, list):
+            wrong += client.request(3, part)
+        else:
+            frame = DataFrame(3, part[0], flags=["END_STREAM"] if part[1] else [])
+            wrong += frame.serialize()
+    client.send(wrong + client.request(5))
+    end = DataFrame(1, b"hello", flags=["END_STREAM"])
+    client.send(end.serialize())
+    assert client.results[3].reset == ErrorCodes.PROTOCOL_ERROR
+    assert [client.results[number].status for number in (1, 5)] == [200, 200]
+    assert sorted(body for _, _, body in bench.echo.requests) == [b"", b"hello"]
+    assert (client.goaways, client.ended, bench.front.in_flight) == ([], False, 0)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_trailers_that_end_nothing_cost_their_stream(make_bench: MakeBench, split: bool) -> None:
+    """A second head without END_STREAM is malformed, also in two pieces; what it said of the table still counts."""
+    bench = make_bench()
+    client = RawClient(bench)
+    client.send(client.request(1, get(method=b"POST"), POSTED))
+    block = client.encoder.encode([(b"x-new", b"value"), (b"x-more", b"value")])
+    if split:
+        frames = [HeadersFrame(1, block[:5]), ContinuationFrame(1, block[5:], flags=["END_HEADERS"])]
+    else:
+        frames = [HeadersFrame(1, block, flags=["END_HEADERS"])]
+    client.send(b"".join(frame.serialize() for frame in frames))
+    client.send(client.request(3, get(b"/", (b"x-new", b"value"))))
+    assert client.results[1].reset == ErrorCodes.PROTOCOL_ERROR
+    assert client.results[3].status == 200
+    assert bench.echo.seen[0].header(b"x-new") == b"value"
+    assert client.goaways == []
+
+
+@pytest.mark.parametrize(
+    "length", [b"", b"x", b"+5", b"5_0", b"0x5", b"5, 5", "٥".encode(), b"\xb2", b"9" * 5000]
+)
+def test_a_length_that_is_no_number_is_answered(make_bench: MakeBench, length: bytes) -> None:
+    """400, or 413 for what would be too much; the connection stays."""
+    client = RawClient(make_bench())
+    client.send(
+        client.request(1, get(b"/", (b"content-length", length), method=b"POST"), POSTED) + client.request(3)
+    )
+    assert client.results[1].status == (413 if length[:1] == b"9" else 400)
+    assert client.results[3].status == 200
+    assert client.goaways == []
+
+
+def test_a_body_that_is_too_large_at_its_very_end(make_bench: MakeBench) -> None:
+    """The frame that crosses the limit is the last one: 413, and no other stream suffers."""
+    client = Client(make_bench(limits=Limits(body_bytes=10_000)))
+    number = client.ask(get(method=b"POST"), bytes(10_001))
+    assert (client.results[number].status, client.results[number].reset) == (413, None)
+    assert client.results[client.ask(get())].status == 200
+    assert client.goaways == []
 
 
 def test_too_many_streams_are_refused(make_bench: MakeBench) -> None:

@@ -179,6 +179,19 @@ def test_malformed_requests_for_ever(make_bench: MakeBench) -> None:
     assert [code for code, _ in client.goaways] == [CALM]
 
 
+def test_bodies_that_lie_for_ever(make_bench: MakeBench) -> None:
+    """A body longer than its Content-Length costs its stream; some hundreds of them cost the connection."""
+    client = RawClient(make_bench())
+    number = 1
+    while not client.ended and number < 100_000:
+        fields = get(b"/", (b"content-length", b"1"), method=b"POST")
+        body = DataFrame(number, bytes(300), flags=["END_STREAM"]).serialize()
+        client.send(client.request(number, fields, "END_HEADERS") + body)
+        number += 2
+    assert [code for code, _ in client.goaways] == [CALM]
+    assert client.results[1].reset == ErrorCodes.PROTOCOL_ERROR
+
+
 def test_data_for_a_closed_stream_for_ever(make_bench: MakeBench) -> None:
     """Some of it was on its way; more than a window of it is none."""
     bench = make_bench(limits=Limits(body_bytes=1000))

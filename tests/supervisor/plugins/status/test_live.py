@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import trio
 
+from trailboss import small_http
 from trailboss.config.schema import StatusConfig
-from trailboss.plugins.status import http, live
+from trailboss.plugins.status import live
 from trailboss.plugins.status.hosts import Hosts
-from trailboss.plugins.status.http import CONNECTIONS_MAX
 from trailboss.plugins.status.live import CLIENTS_MAX
+from trailboss.reactor import Reactor
+from trailboss.small_http import CONNECTIONS_MAX, SmallConnection
 
 from .test_status import Bench, running
 
@@ -112,7 +114,7 @@ async def test_nothing_is_made_while_nobody_looks(quick: None) -> None:
         assert len(seen[0] & seen[1]) >= 5
         await first.stream.aclose()
         await second.stream.aclose()
-        wheel = bench.services.get(http.Reactor).wheel
+        wheel = bench.services.get(Reactor).wheel
         while True:
             await trio.sleep(0.1)
             before = bench.pool.looks
@@ -188,7 +190,7 @@ async def test_three_hundred_who_never_read_leave_room_for_probes(
     quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Places are few, the rest is told so; nobody's slowness holds a picture back, and probes are answered throughout."""
-    monkeypatch.setattr(http, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(small_http, "STALL_SECONDS", 0.5)
     monkeypatch.setattr(
         "trailboss.plugins.status.plugin.Snapshots.current", lambda self, now: {"fill": "x" * 400_000}
     )
@@ -205,7 +207,7 @@ async def test_three_hundred_who_never_read_leave_room_for_probes(
             except OSError:  # closed at once: all connections are taken
                 continue
             crowd.append(sock)
-        listener = next(connection._listener for connection in _connections(bench))
+        listener = next(connection._server for connection in _connections(bench))
         assert len(listener.connections) <= CONNECTIONS_MAX
         assert sum(1 for item in listener.connections if item._audience is not None) <= CLIENTS_MAX
         assert max(len(item._unsent) for item in listener.connections) < 500_000
@@ -222,9 +224,9 @@ async def test_three_hundred_who_never_read_leave_room_for_probes(
 
 def _connections(bench: Bench) -> list[Any]:
     """The connections of the status port, found where the reactor has them."""
-    reactor = bench.services.get(http.Reactor)
+    reactor = bench.services.get(Reactor)
     found = [getattr(callback, "__self__", None) for callback in reactor._readers.values()]
-    return [item for item in found if isinstance(item, http.HttpConnection)]
+    return [item for item in found if isinstance(item, SmallConnection)]
 
 
 async def test_a_slow_one_misses_pictures_and_nobody_else_does(quick: None) -> None:

@@ -18,11 +18,11 @@ from trailboss.container.contract import Access, Caller, Plugin, RpcRefused, Ser
 from trailboss.container.inspect import JobsInspector
 from trailboss.container.lifecycle import Event
 from trailboss.container.state import ServerState
+from trailboss.log import logger
 from trailboss.messages.status_pb2 import Request
-from trailboss.plugins.status import http
-from trailboss.plugins.status.http import CONNECTIONS_MAX, HttpListener
 from trailboss.plugins.status.plugin import StatusPlugin
 from trailboss.reactor import Reactor
+from trailboss.small_http import CONNECTIONS_MAX, SmallConnection, SmallServer
 from trailboss.testing.check_plugin import check_plugin
 from trailboss.workers.glance import SlotGlance
 from trailboss.workers.pool import PoolPhase, PoolSet
@@ -250,7 +250,9 @@ async def test_a_slow_head_is_given_up() -> None:
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
                 await nursery.start(reactor.run)
-                listener = HttpListener(sock, reactor, lambda _request: pytest.fail("not complete"), 0.1)
+                listener = SmallServer(
+                    sock, reactor, lambda _request, _reply: pytest.fail("not complete"), logger("test"), 0.1
+                )
                 stream = await trio.open_tcp_stream(*sock.getsockname())
                 async with stream:
                     await stream.send_all(b"GET /health HT")
@@ -262,23 +264,24 @@ async def test_a_slow_head_is_given_up() -> None:
 
 
 async def test_a_connection_that_cannot_be_taken_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever goes wrong with one new connection closes it and is logged once a minute; the next one is served."""
-    failures = [OSError(28, "No space left on device"), ValueError("odd")]
-    real = http.HttpConnection.__init__
+    """Whatever goes wrong with one new connection closes it and each kind is logged once a minute; the next one is served."""
+    failures = [OSError(28, "No space left on device"), ValueError("odd"), ValueError("even")]
+    real = SmallConnection.__init__
 
     def failing(self: Any, *arguments: Any) -> None:
         if failures:
             raise failures.pop(0)
         real(self, *arguments)
 
-    monkeypatch.setattr(http.HttpConnection, "__init__", failing)
+    monkeypatch.setattr(SmallConnection, "__init__", failing)
     with trio.fail_after(5), structlog.testing.capture_logs() as records:
         async with running() as bench:
-            for _ in range(2):
+            for _ in range(3):
                 async with await bench.connect() as stream:
                     assert await stream.receive_some(1) == b""
             assert (await bench.get("/health"))[0] == 200
-    assert len([record for record in records if "could not be taken" in record["event"]]) == 1
+    reasons = [record["reason"] for record in records if "could not be taken" in record["event"]]
+    assert reasons == ["[Errno 28] No space left on device", "odd"]
 
 
 async def test_connections_are_bounded() -> None:

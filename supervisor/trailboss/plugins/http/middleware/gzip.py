@@ -5,7 +5,8 @@ not HEAD, 204, 304, parts of files, or answers that forbid it by `no-transform`.
 the bytes are no longer the ones it names; ranges are not offered, and Vary says why two clients get different bytes.
 
 Streams stay streams: each part is flushed, so the client can read it at once. What is big is compressed in slices with
-everybody else's turn in between, and not faster than the client takes it.
+everybody else's turn in between. Parts of a stream and files are compressed not faster than the client takes them. A whole answer
+is compressed to its end and sent whole, so that nothing of it waits in here for a slow client: the front keeps account of that.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class _CompressedResponder(ResponderWrapper):
         "_pieces",
         "_scheduled",
         "_trailers",
+        "_whole",
     )
 
     def __init__(
@@ -86,6 +88,8 @@ class _CompressedResponder(ResponderWrapper):
         #: What waits to be compressed: bytes, or (descriptor, offset, count).
         self._pieces: deque[memoryview | tuple[int, int, int]] = deque()
         self._scheduled = False
+        #: Status and headers of a whole answer, and what is compressed of its body.
+        self._whole: tuple[int, HeaderList, list[bytes]] | None = None
         self._ended = False
         self._trailers: HeaderList = ()
         self._on_ready: Callable[[], None] | None = None
@@ -133,9 +137,11 @@ class _CompressedResponder(ResponderWrapper):
             self.inner.respond(status, headers, body)
             return
         if len(body) > SLICE_BYTES:
-            self._begin(status, headers)
+            self._compressor = COMPRESSORS[self._coding]()
+            self.inner.on_gone = self._gone
+            self._whole = status, headers, []
+            self._ended = True
             self._take(memoryview(body))
-            self.end()
             return
         compressor = COMPRESSORS[self._coding]()
         self.inner.respond(status, headers, compressor.compress(body) + compressor.finish())
@@ -242,7 +248,7 @@ class _CompressedResponder(ResponderWrapper):
         self._schedule()
 
     def _schedule(self) -> None:
-        if not self._scheduled and self._pieces and self.inner.wants_more:
+        if not self._scheduled and self._pieces and (self._whole is not None or self.inner.wants_more):
             self._scheduled = True
             self._call_soon(self._pump)
 
@@ -263,7 +269,10 @@ class _CompressedResponder(ResponderWrapper):
         if not self._pieces and not self._ended:
             compressed += compressor.flush()
         if compressed:
-            self.inner.data(compressed)
+            if self._whole is not None:
+                self._whole[2].append(compressed)
+            else:
+                self.inner.data(compressed)
         if self._pieces:
             self._schedule()
         elif self._ended:
@@ -293,6 +302,12 @@ class _CompressedResponder(ResponderWrapper):
     def _finish(self) -> None:
         if self._compressor is not None and not self.inner.finished:
             rest = self._compressor.finish()
+            whole, self._whole = self._whole, None
+            if whole is not None:
+                status, headers, parts = whole
+                parts.append(rest)
+                self.inner.respond(status, headers, b"".join(parts))
+                return
             if rest:
                 self.inner.data(rest)
             self.inner.end(self._trailers)
@@ -302,6 +317,7 @@ class _CompressedResponder(ResponderWrapper):
             if not isinstance(piece, memoryview):
                 os.close(piece[0])
         self._pieces.clear()
+        self._whole = None
 
     def _ready(self) -> None:
         if self._pieces:

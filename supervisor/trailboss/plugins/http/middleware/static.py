@@ -66,8 +66,10 @@ class FileNames:
             return None
         if last in self._forbid or (self._allow and last not in self._allow):
             return None
+        # Of `.php` and `.php.bak` all is extension.
+        extensions = pieces if parts[-1].startswith(b".") else pieces[1:]
         if not self._php and any(
-            piece.startswith(_PHP) and f".{piece}" not in self._allow for piece in pieces[1:]
+            piece.startswith(_PHP) and f".{piece}" not in self._allow for piece in extensions
         ):
             return None
         return last

@@ -577,6 +577,28 @@ def test_names() -> None:
         assert names.extension(name.encode()) is None
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".php",
+        ".PHP",
+        ".php.bak",
+        ".phtml~",
+        ".a.php",
+        ".git/a.php",
+        ".a/.php.txt",
+        "..php",
+        "a.php",
+        "a.PHP.bak",
+    ],
+)
+def test_hidden_php_is_php(name: str) -> None:
+    """Whoever lets hidden files be served has not asked for PHP sources; who asks for both gets them."""
+    assert FileNames(StaticConfig(dir=".", serve_dotfiles=True)).extension(name.encode()) is None
+    both = FileNames(StaticConfig(dir=".", serve_dotfiles=True, serve_php=True))
+    assert both.extension(name.encode()) is not None
+
+
 def test_types_do_not_depend_on_the_machine() -> None:
     """Browsers refuse modules and styles of the wrong type."""
     kinds = {
