@@ -36,6 +36,7 @@ from trailboss.handover import take_handover
 from trailboss.log import logger
 from trailboss.plugins.logs import LogSystem, LogTargetError, install
 from trailboss.reaping import reap_orphans
+from trailboss.systemd.store import SocketStore
 from trailboss.upgrading import Origin, UpgradeFailed, Upgrader
 
 __all__ = ["StartError", "run"]
@@ -77,6 +78,9 @@ def run(
     # Before anything is started that could inherit them.
     handover = take_handover(os.environ)
     passed_sockets = handover.of_systemd() if handover.is_successor else take_passed_sockets(os.environ)
+    handover.store = SocketStore.of_unit(os.environ)
+    if handover.store is not None:
+        handover.store.take(passed_sockets)
     if handover.is_successor:
         handover.on_in_charge.append(on_in_charge)
     else:

@@ -39,7 +39,9 @@ log = logger("server")
 
 #: Never handed to a child: they are this process's own contract with systemd, or with its workers.
 WITHHELD_PREFIXES = ("WATCHDOG_", "LISTEN_")
-WITHHELD = frozenset({"NOTIFY_SOCKET", "TRAILBOSS_DEV", "TRAILBOSS_FILES", TOKEN_VARIABLE})
+WITHHELD = frozenset(
+    {"NOTIFY_SOCKET", "FDSTORE", "TRAILBOSS_FDSTORE", "TRAILBOSS_DEV", "TRAILBOSS_FILES", TOKEN_VARIABLE}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class Launch:
 
 
 def child_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """Copy `base` without what must not reach a child (NOTIFY_SOCKET, WATCHDOG_*, LISTEN_*, what we say to workers)."""
+    """Copy `base` without what must not reach a child (NOTIFY_SOCKET, FDSTORE, WATCHDOG_*, LISTEN_*, what we say to workers)."""
     return {
         name: value
         for name, value in base.items()
