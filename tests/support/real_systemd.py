@@ -206,7 +206,7 @@ def _python() -> tuple[list[str], list[tuple[str, str]]]:
     sources = [f"/{target}" for _, target in reversed(binds)]  # the source before what is installed
     if PYTHON == "/opt/python":
         binds.append((os.path.realpath(sys.base_prefix), "opt/python"))
-    binds.append((str(TESTS), "opt/tests"))
+    binds += [(str(TESTS.parent / name), f"opt/{name}") for name in ("tests", "examples")]
     return sources, binds
 
 
