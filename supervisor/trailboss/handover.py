@@ -119,8 +119,8 @@ class Handover:
             self._keep(offer)
 
     def withdraw(self, kind: str, key: str) -> None:
-        """Offer a socket no longer: its address is closed for good. Does nothing where a successor has it already."""
-        if self.given_up:
+        """Offer a socket no longer: its address is closed for good. Does nothing where another server is in charge of it."""
+        if self.given_up or self.is_successor:
             return
         self.offers = [offer for offer in self.offers if (offer.kind, offer.key) != (kind, key)]
         if self.store is not None:

@@ -141,7 +141,7 @@ class Machine:
     def said(self) -> str:
         """Return what systemd and the services have written."""
         inside = self.run("sh", "-c", "cat /var/log/*.log 2>/dev/null || true", check=False).stdout
-        return self.log.read_text(errors="replace")[-4000:] + inside[-8000:]
+        return self.log.read_text(errors="replace")[-4000:] + inside[-80000:]
 
 
 @contextmanager
@@ -214,7 +214,9 @@ def _leader(process: subprocess.Popen[bytes], log: Path) -> int:
     """Return the process that is process 1 inside, when it takes orders."""
     deadline = time.monotonic() + 30 * PATIENCE
     while True:
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")
+        ended = process.poll() is not None
+        assert not ended, log.read_text(errors="replace")
+        assert time.monotonic() < deadline, log.read_text(errors="replace")
         for pid in _descendants(process.pid):
             with suppress(OSError):
                 if Path(f"/proc/{pid}/comm").read_text() == "systemd\n":

@@ -17,6 +17,7 @@ import os
 import socket
 import stat
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 from urllib.parse import quote
 
@@ -79,7 +80,8 @@ class SocketStore:
 
     def claim(self, kind: str, key: str) -> Passed | None:
         """Return the socket that the store had for this address, once, or None."""
-        return self._found.pop(store_name(kind, key), None)
+        found = self._found.pop(store_name(kind, key), None)
+        return None if found is None else replace(found, kind=kind, key=key)
 
     def keep(self, offer: Offer) -> bool:
         """Put a socket into the store, where it may be already; False where that was not possible."""
