@@ -221,6 +221,8 @@ async def _follow_signals(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Turn signals into events, for ever."""
+    # Asked now: the kernel takes a terminal that hangs up from everybody before it says so.
+    in_terminal = _has_terminal()
     numbers = [*STOP_SIGNALS, signal.SIGUSR2]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # started by nohup
         numbers.append(signal.SIGHUP)
@@ -234,7 +236,7 @@ async def _follow_signals(
             if number == signal.SIGUSR2:
                 log.info("upgrade signal received", signal=name)
                 upgrade()
-            elif number == signal.SIGHUP and not _has_terminal():
+            elif number == signal.SIGHUP and not in_terminal:
                 log.info("reload signal received", signal=name)
                 reload()
             elif not stop.is_set():
@@ -247,11 +249,11 @@ async def _follow_signals(
 
 
 def _has_terminal() -> bool:
-    """Whether this process hangs on a terminal: then SIGHUP says that the terminal has gone, otherwise "reload"."""
+    """Whether this process hangs on a terminal: then SIGHUP says that it has gone, otherwise "reload"."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError as error:
-        # A terminal that has hung up is still this session's, and says EIO.
+        # One that is just hanging up says EIO.
         return error.errno == errno.EIO
     return True
 
