@@ -31,7 +31,7 @@ CONFIG = """
 version: "3"
 server: {command: "COMMAND"}
 rpc: {listen: "unix:///run/NAME/rpc.sock"}
-http: {address: ADDRESS, pool: {num_workers: 2}}
+http: {address: ADDRESS, pool: {num_workers: 2, max_jobs: 200, process: {private_tmp: true}}}
 status: {address: "127.0.0.1:STATUS"}
 metrics: {address: "127.0.0.1:METRICS"}
 logs: {level: info, channels: {http: {level: warn}}}
@@ -194,6 +194,20 @@ def test_a_killed_worker_is_replaced(machine: Machine, name: str) -> None:
         assert time.monotonic() < deadline, machine.said()
         time.sleep(0.05)
     get(machine, PORTS[name])
+
+
+def test_workers_are_recycled(machine: Machine, name: str) -> None:
+    """max_jobs: a worker that has had its share goes and another one comes, all under the filter; its files go with it."""
+    before = set(children(machine, name))
+    with asking(machine, PORTS[name]) as found:
+        deadline = time.monotonic() + 60 * PATIENCE
+        while len(set(children(machine, name)) - before) < 2:
+            assert time.monotonic() < deadline, machine.said()
+            time.sleep(0.1)
+    assert found[1] == [], machine.said()
+    pid = machine.show(name, "MainPID")
+    folders = machine.run("sh", "-c", f"ls -d /proc/{pid}/root/tmp/trailboss-tmp-*/*").stdout.split()
+    assert len(folders) in (2, 3)  # one may be on its way
 
 
 def test_a_crash_refuses_nothing(machine: Machine, name: str) -> None:

@@ -48,6 +48,8 @@ mount -t tmpfs -o mode=1777 tmpfs tmp
 mount -t tmpfs -o mode=755 tmpfs dev
 for name in null zero full random urandom tty; do touch "dev/$name"; mount --bind "/dev/$name" "dev/$name"; done
 mkdir dev/shm dev/pts dev/mqueue
+touch dev/kmsg
+mount --bind "$KMSG" dev/kmsg
 mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts dev/pts
 ln -s pts/ptmx dev/ptmx
 ln -s /proc/self/fd dev/fd
@@ -68,8 +70,6 @@ if [ "$(stat -c %d:%i /tmp)" = "$machine_tmp" ] || [ -n "$seen" ]; then
   exit 9
 fi
 ip link set lo up
-mkfifo -m 600 /dev/kmsg
-cat <>/dev/kmsg >>/var/log/systemd.log &
 sh -eu /prepare.sh
 export container=trailboss SYSTEMD_UNIT_PATH=/etc/systemd/system
 exec /lib/systemd/systemd --system --unit=none.target --log-target=kmsg --log-level=info --show-status=0
@@ -170,6 +170,9 @@ def booted(folder: Path, files: Mapping[str, str], prepare: str) -> Iterator[Mac
         path.write_text(text)
     for path in (tree, *tree.rglob("*")):
         path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
+    # What systemd says goes out through a pipe, so that its last words are not lost with it.
+    pipe = folder / "kmsg"
+    os.mkfifo(pipe)
     group.mkdir()
     namespaces = "--mount --pid --fork --kill-child --cgroup --ipc --uts --net --mount-proc"
     join = f'echo $$ >"$0" && exec timeout -s KILL {LIFE_SECONDS} unshare {namespaces} sh -c "$ROOT"'
@@ -180,6 +183,7 @@ def booted(folder: Path, files: Mapping[str, str], prepare: str) -> Iterator[Mac
                 "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
                 "ROOT": _ROOT,
                 "NEW": str(new),
+                "KMSG": str(pipe),
                 "FILES": str(tree),
                 "BINDS": "\n".join(f"{source} {target}" for source, target in binds),
             },
@@ -188,12 +192,15 @@ def booted(folder: Path, files: Mapping[str, str], prepare: str) -> Iterator[Mac
             stderr=output,
             start_new_session=True,
         )
+        reader = subprocess.Popen(["sh", "-c", 'exec cat <>"$0"', str(pipe)], stdout=output)
     try:
         yield Machine(_leader(process, log), log)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
+        reader.kill()
+        reader.wait(30)
         _remove_group(group)
 
 
