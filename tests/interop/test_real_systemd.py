@@ -147,9 +147,16 @@ def get(machine: Machine, port: int) -> str:
     ).stdout.strip()
 
 
+def main_pid(machine: Machine, name: str) -> str:
+    """The main process of a service; never 0, which `kill` takes for the group of its caller."""
+    pid = machine.show(name, "MainPID")
+    assert int(pid) > 1, machine.said()
+    return pid
+
+
 def children(machine: Machine, name: str) -> list[str]:
     """Return processes of the main process of a service."""
-    return machine.run("pgrep", "-P", machine.show(name, "MainPID")).stdout.split()
+    return machine.run("pgrep", "-P", main_pid(machine, name)).stdout.split()
 
 
 def wait_for_log(machine: Machine, name: str, text: str, times: int = 1) -> None:
@@ -164,7 +171,7 @@ def test_it_runs_confined(machine: Machine, name: str) -> None:
     """Server and workers are an ordinary user, have the filter, no capability and no way to more; systemd has its status."""
     get(machine, PORTS[name])
     assert machine.show(name, "StatusText") == "ready"
-    for pid in (machine.show(name, "MainPID"), *children(machine, name)):
+    for pid in (main_pid(machine, name), *children(machine, name)):
         status = machine.run("cat", f"/proc/{pid}/status").stdout
         assert "Seccomp:\t2" in status
         assert "NoNewPrivs:\t1" in status
@@ -188,7 +195,7 @@ def test_reload(machine: Machine, name: str) -> None:
 def test_a_killed_worker_is_replaced(machine: Machine, name: str) -> None:
     """What kills, spawns and watches processes passes the filter."""
     before = set(children(machine, name))
-    machine.run("pkill", "-KILL", "-P", machine.show(name, "MainPID"), "-f", "http_worker|wsgi")
+    machine.run("pkill", "-KILL", "-P", main_pid(machine, name), "-f", "http_worker|wsgi")
     deadline = time.monotonic() + 20 * PATIENCE
     while len(set(children(machine, name)) - before) < 2:
         assert time.monotonic() < deadline, machine.said()
@@ -205,7 +212,7 @@ def test_workers_are_recycled(machine: Machine, name: str) -> None:
             assert time.monotonic() < deadline, machine.said()
             time.sleep(0.1)
     assert found[1] == [], machine.said()
-    pid = machine.show(name, "MainPID")
+    pid = main_pid(machine, name)
     folders = machine.run("sh", "-c", f"ls -d /proc/{pid}/root/tmp/trailboss-tmp-*/*").stdout.split()
     assert len(folders) in (2, 3)  # one may be on its way
 
@@ -214,7 +221,7 @@ def test_a_crash_refuses_nothing(machine: Machine, name: str) -> None:
     """After SIGKILL the sockets are still open, and the next server, which systemd starts, takes them over."""
     restarts = int(machine.show(name, "NRestarts"))
     with asking(machine, PORTS[name]) as found:
-        machine.run("kill", "-KILL", machine.show(name, "MainPID"))
+        machine.run("kill", "-KILL", main_pid(machine, name))
         machine.until(name, "NRestarts", str(restarts + 1), 20)
         machine.until(name, "StatusText", "ready", 20)
     assert found[1] == [], machine.said()
@@ -223,23 +230,20 @@ def test_a_crash_refuses_nothing(machine: Machine, name: str) -> None:
 
 def test_a_restart_refuses_nothing(machine: Machine, name: str) -> None:
     """`systemctl restart` finishes requests, and who comes meanwhile waits for the new server."""
-    pid = machine.show(name, "MainPID")
+    pid = main_pid(machine, name)
     with asking(machine, PORTS[name]) as found:
         machine.run("systemctl", "restart", name)
-    assert machine.show(name, "MainPID") != pid
+    assert main_pid(machine, name) != pid
     assert found[1] == [], machine.said()
 
 
 def test_an_upgrade_moves_the_main_process(machine: Machine, name: str) -> None:
     """SIGUSR2: systemd follows to the new server, which has the sockets in the store as its own."""
-    pid = machine.show(name, "MainPID")
+    pid = main_pid(machine, name)
     with asking(machine, PORTS[name]) as found:
         machine.run("kill", "-USR2", pid)
         deadline = time.monotonic() + 30 * PATIENCE
-        while (
-            machine.show(name, "MainPID") == pid
-            or machine.run("kill", "-0", pid, check=False).returncode == 0
-        ):
+        while main_pid(machine, name) == pid or machine.run("kill", "-0", pid, check=False).returncode == 0:
             assert time.monotonic() < deadline, machine.said()
             time.sleep(0.05)
     assert found[1] == [], machine.said()
@@ -250,7 +254,7 @@ def test_an_upgrade_moves_the_main_process(machine: Machine, name: str) -> None:
 def test_the_watchdog_ends_a_server_that_stands_still(machine: Machine, name: str) -> None:
     """A stopped process says no WATCHDOG=1; systemd ends it and starts the next."""
     restarts = int(machine.show(name, "NRestarts"))
-    machine.run("kill", "-STOP", machine.show(name, "MainPID"))
+    machine.run("kill", "-STOP", main_pid(machine, name))
     machine.until(name, "NRestarts", str(restarts + 1), 30)
     machine.until(name, "StatusText", "ready", 20)
     assert f"{name}.service: Watchdog timeout" in machine.said()
