@@ -19,7 +19,7 @@ import stat
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -36,6 +36,9 @@ from trailboss.parcels import (
     answer_line,
     unpack,
 )
+
+if TYPE_CHECKING:
+    from trailboss.systemd.store import SocketStore
 
 __all__ = ["VARIABLE", "Handover", "Offer", "Passed", "take_handover"]
 
@@ -62,6 +65,8 @@ class Offer:
     give_up: Callable[[], None]
     path: str = ""
     inode: tuple[int, int] = (0, 0)
+    #: Called when systemd keeps the socket open from now on: its end is not that of the address any more.
+    on_kept: Callable[[], None] = lambda: None
 
 
 @dataclass(slots=True)
@@ -101,6 +106,8 @@ class Handover:
     _estates: dict[str, tuple[int, Estate]] = field(default_factory=dict)
     _decoder: Decoder = field(default_factory=Decoder)
     _taken: dict[str, int] = field(default_factory=dict)
+    #: Where sockets outlive a crash.
+    store: SocketStore | None = None
 
     def __post_init__(self) -> None:
         if self.channel is None:
@@ -113,12 +120,12 @@ class Handover:
         return not self.in_charge.is_set()
 
     def claim(self, kind: str, key: str) -> Passed | None:
-        """Return the predecessor's socket for this address, once, or None where it had none."""
+        """Return the socket that a predecessor had for this address, running or crashed, once; None where it had none."""
         for item in self.passed:
             if (item.kind, item.key) == (kind, key):
                 self.passed.remove(item)
                 return item
-        return None
+        return self.store.claim(kind, key) if self.store is not None else None
 
     def of_systemd(self) -> PassedSockets:
         """Return what systemd passed to the predecessor, as if it had come from systemd itself."""
@@ -127,8 +134,23 @@ class Handover:
         return PassedSockets([(item.key, item.fd) for item in mine])
 
     def offer(self, offer: Offer) -> None:
-        """Note a socket that a successor can have."""
+        """Note a socket that a successor can have, also one that comes after a crash."""
         self.offers.append(offer)
+        if self.in_charge.is_set():
+            self._keep(offer)
+
+    def withdraw(self, kind: str, key: str) -> None:
+        """Offer a socket no longer: its address is closed for good. Does nothing where another server is in charge of it."""
+        if self.given_up or self.is_successor:
+            return
+        self.offers = [offer for offer in self.offers if (offer.kind, offer.key) != (kind, key)]
+        if self.store is not None:
+            self.store.forget(kind, key)
+
+    def _keep(self, offer: Offer) -> None:
+        # One of systemd's own is open without us anyway.
+        if self.store is not None and offer.kind != SYSTEMD and self.store.keep(offer):
+            offer.on_kept()
 
     def give_up_all(self) -> None:
         """Let go of every socket; from now on the successor is in charge."""
@@ -244,6 +266,8 @@ class Handover:
         """
         channel = self.channel
         if channel is None or self.in_charge.is_set():
+            if self.store is not None:
+                self.store.drop_unclaimed()
             return
         log.info("ready to take over from the old server")
         with suppress(OSError):  # it has gone: nobody is in charge but us
@@ -256,6 +280,8 @@ class Handover:
                 callback()
             except Exception as error:  # such as a pid file that cannot be written: no reason to leave
                 log.error("a step of taking over failed", reason=str(error) or type(error).__name__)
+        for offer in self.offers:
+            self._keep(offer)
         self._close_unclaimed()
         log.info("this server is in charge", pid=os.getpid())
 
@@ -273,6 +299,8 @@ class Handover:
             os.close(item.fd)
             if item.path:
                 remove_file(item.path, item.inode)
+            if self.store is not None:
+                self.store.forget(item.kind, item.key)
 
     def report_failure(self, text: str) -> None:
         """Tell the predecessor why this server does not get ready. Does nothing where there is none in charge."""

@@ -36,6 +36,7 @@ from trailboss.handover import take_handover
 from trailboss.log import logger
 from trailboss.plugins.logs import LogSystem, LogTargetError, install
 from trailboss.reaping import reap_orphans
+from trailboss.systemd.store import SocketStore
 from trailboss.upgrading import Origin, UpgradeFailed, Upgrader
 
 __all__ = ["StartError", "run"]
@@ -77,6 +78,9 @@ def run(
     # Before anything is started that could inherit them.
     handover = take_handover(os.environ)
     passed_sockets = handover.of_systemd() if handover.is_successor else take_passed_sockets(os.environ)
+    handover.store = SocketStore.of_unit(os.environ)
+    if handover.store is not None:
+        handover.store.take(passed_sockets)
     if handover.is_successor:
         handover.on_in_charge.append(on_in_charge)
     else:
@@ -219,6 +223,8 @@ async def _follow_signals(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Turn signals into events, for ever."""
+    # Asked now: the kernel takes a terminal that hangs up from everybody before it says so.
+    in_terminal = _has_terminal()
     numbers = [*STOP_SIGNALS, signal.SIGUSR2]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # started by nohup
         numbers.append(signal.SIGHUP)
@@ -232,7 +238,7 @@ async def _follow_signals(
             if number == signal.SIGUSR2:
                 log.info("upgrade signal received", signal=name)
                 upgrade()
-            elif number == signal.SIGHUP and not _has_terminal():
+            elif number == signal.SIGHUP and not in_terminal:
                 log.info("reload signal received", signal=name)
                 reload()
             elif not stop.is_set():
@@ -245,11 +251,11 @@ async def _follow_signals(
 
 
 def _has_terminal() -> bool:
-    """Whether this process hangs on a terminal: then SIGHUP says that the terminal has gone, otherwise "reload"."""
+    """Whether this process hangs on a terminal: then SIGHUP says that it has gone, otherwise "reload"."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError as error:
-        # A terminal that has hung up is still this session's, and says EIO.
+        # One that is just hanging up says EIO.
         return error.errno == errno.EIO
     return True
 

@@ -376,6 +376,10 @@ class ProcessConfig:
     drop_capabilities: bool | None = key(
         None, "They can never have capabilities.", default_text="on where a user is set"
     )
+    private_tmp: bool = key(
+        False,
+        "A folder of its own for temporary files of each worker (TMPDIR, TMP, TEMP), removed when it has ended.",
+    )
     cgroup: bool | None = key(
         None,
         "A control group (v2) of its own for each worker, where this server may make some.",

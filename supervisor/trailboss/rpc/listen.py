@@ -28,7 +28,7 @@ from trailboss.rpc.peer import Peer, SocketDiagnosis, SocketOwners, tcp_peer, un
 from trailboss.rpc.server import RpcServer
 from trailboss.socket_file import explain_unix, remove_stale
 
-__all__ = ["BoundSocket", "Listener", "bind", "inherit"]
+__all__ = ["BoundSocket", "Listener", "bind", "inherit", "set_mode"]
 
 log = logger("rpc")
 
@@ -84,13 +84,18 @@ def inherit(passed: Passed) -> BoundSocket:
     return BoundSocket(sock, "tcp", host, port, is_loopback(host), given_away=True)
 
 
+def set_mode(path: str, *, shared: bool) -> None:
+    """Let everybody through to a socket that other users may call, or its owner alone. Raises OSError."""
+    os.chmod(path, 0o666 if shared else 0o600)
+
+
 def _bind_unix(path: str, what: str, *, shared: bool) -> BoundSocket:
     remove_stale(path, what)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         sock.bind(path)
         # Nobody can connect before listen(), so there is no moment with the wrong mode.
-        os.chmod(path, 0o666 if shared else 0o600)
+        set_mode(path, shared=shared)
         sock.listen(BACKLOG)
         found = os.lstat(path)
     except OSError as error:

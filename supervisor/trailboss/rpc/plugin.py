@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 
 import trio
 
@@ -20,7 +21,7 @@ from trailboss.log import logger
 from trailboss.metrics import Family, MetricSources, counter, gauge
 from trailboss.reactor import Reactor
 from trailboss.rpc.address import default_socket_path, exported_address
-from trailboss.rpc.listen import BoundSocket, Listener, bind, inherit
+from trailboss.rpc.listen import BoundSocket, Listener, bind, inherit, set_mode
 from trailboss.rpc.policy import Policy
 from trailboss.rpc.registry import Registry
 from trailboss.rpc.server import RpcLimits, RpcServer
@@ -116,17 +117,34 @@ class RpcPlugin(Plugin):
         inherited = self._handover.claim("rpc", self._key)
         if inherited is None:
             self._bound = self._bind_to(self._config.listen, path)
+        elif not self._handover.is_successor:  # it has come out of systemd's store
+            self._bound = self._reuse(inherit(inherited)) or self._bind_to(self._config.listen, path)
         else:
             self._bound = inherit(inherited)
             self._aside = self._bind_to("", f"{path}.{os.getpid()}")
+
+    def _reuse(self, bound: BoundSocket) -> BoundSocket | None:
+        """Take a socket as the server before has left it; None where the configuration does not allow it any more."""
+        bound.given_away = False
+        if bound.family == "unix":
+            with suppress(OSError):  # its file has another owner
+                set_mode(bound.host, shared=self._shared)
+                return bound
+        elif bound.checks_peers or self._config.allow_remote:
+            return bound
+        bound.close()
+        return None
+
+    @property
+    def _shared(self) -> bool:
+        return self._allowed_uids != {self._uid}
 
     @property
     def _key(self) -> str:
         return self._config.listen or default_socket_path(self._environ, self._uid)
 
     def _bind_to(self, listen: str, path: str) -> BoundSocket:
-        shared = self._allowed_uids != {self._uid}
-        return bind(listen, path, uid=self._uid, shared=shared, allow_remote=self._config.allow_remote)
+        return bind(listen, path, uid=self._uid, shared=self._shared, allow_remote=self._config.allow_remote)
 
     async def _serve(
         self,
@@ -162,6 +180,8 @@ class RpcPlugin(Plugin):
             log.info("RPC port bound", address=self.exported_address())
             task_status.started()
             await stopping.wait()
+            # Who calls now is refused: in a socket that stays open workers would wait for an answer until they are killed.
+            self._handover.withdraw("rpc", self._key)
             for listener in listeners:
                 listener.close()
             await server.finish(self.stop_timeout_seconds / 2)

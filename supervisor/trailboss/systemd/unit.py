@@ -26,6 +26,10 @@ START_MARGIN_SECONDS = 60
 #: A watchdog interval that a busy machine never misses and a person does not notice.
 WATCHDOG_SECONDS = 30
 
+#: Room in systemd's store beyond the addresses of HTTP, status and metrics: the RPC port, and what changed addresses leave
+#: there until the next server has started.
+SPARE_SOCKETS = 8
+
 _PRIVILEGED_PORTS = 1024
 
 
@@ -53,6 +57,8 @@ class UnitFacts:
     write_paths: tuple[str, ...] = ()
     #: Names of sockets that systemd opens: (name, what it listens on).
     sockets: tuple[tuple[str, str], ...] = ()
+    #: Most sockets that the server leaves in systemd's store.
+    stored_sockets: int = 8
     reads_home: bool = False
     credentials: tuple[str, ...] = field(default=())
 
@@ -93,6 +99,7 @@ def facts_of(config: Config, program: str, *, name: str, user: str, for_user_man
         ),
         write_paths=tuple(_write_paths(config)),
         sockets=tuple(_sockets(config)),
+        stored_sockets=len(list(_addresses(config))) + SPARE_SOCKETS,
         reads_home=any(
             path.startswith(("/home/", "/root/", "/run/user/"))
             for path in (source.working_directory, source.path or "", program)
@@ -192,6 +199,10 @@ def _service(facts: UnitFacts) -> Iterator[str]:
         yield f"Sockets={facts.name}-{name}.socket"
     yield f"RuntimeDirectory={facts.name}"
     yield "RuntimeDirectoryMode=0700"
+    yield "# Listening sockets and their files outlive the server: neither a crash nor a restart refuses a connection."
+    yield "RuntimeDirectoryPreserve=restart"
+    yield f"FileDescriptorStoreMax={facts.stored_sockets}"
+    yield "Environment=TRAILBOSS_FDSTORE=1"
     yield f"TimeoutStartSec={facts.start_seconds}s"
     yield f"# endure.drain_delay, endure.grace_period and {STOP_MARGIN_SECONDS} s: the server finishes what runs and stops by itself."
     yield f"TimeoutStopSec={facts.stop_seconds}s"

@@ -33,6 +33,7 @@ from trailboss.workers.lane import MOVES_MAX, Breach, Exec, Lane, LaneOwner, Tic
 from trailboss.workers.limits import RetireCause, WorkerLimits
 from trailboss.workers.outcome import Answer, Outcome, WorkerDied
 from trailboss.workers.output import BootVoice, LineDrain
+from trailboss.workers.private_tmp import TMP_VARIABLES
 from trailboss.workers.process import Process, SpawnFailed
 from trailboss.workers.stuck import Look, Speaker, StackLines, look_at, speaker_of
 from trailboss_worker.protocol.control import check_handshake, encode_pid, encode_stop, takes_files
@@ -52,6 +53,8 @@ SELF_EXIT_SECONDS = 0.25
 TERM_SECONDS = 1.0
 #: After SIGKILL the kernel needs a moment; a process stuck in it longer is handed to a reaper of its own.
 KILL_SECONDS_MAX = 5.0
+#: The slot of a worker that has ended waits so long for its temporary files to go; then they go without being waited for.
+TMP_SECONDS = 1.0
 #: stderr of a dead worker is read to its end for at most so long: descendants may hold the pipe.
 LAST_WORDS_SECONDS = 0.2
 #: Before it is killed, or reported as slow, a worker that can say where it is has so long to do so.
@@ -160,6 +163,8 @@ class Worker(LaneOwner):
         self._token = new_token()
         #: Its control group, and how many in there the kernel has killed for want of memory.
         self._leaf: Leaf | None = None
+        #: Its folder for temporary files, where it has one of its own.
+        self._tmp = ""
         self._oom_kills = 0
 
     def __repr__(self) -> str:
@@ -329,6 +334,9 @@ class Worker(LaneOwner):
             self.phase = WorkerPhase.EXITED
             if self._leaf is not None and self._shop.cgroups is not None:
                 self._shop.cgroups.discard(self._leaf)
+            if self._tmp:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + TMP_SECONDS):
+                    await self._shop.remove_tmp(self._tmp)
 
     async def _boot(self) -> WorkerExit | None:
         """Spawn and shake hands; None means go on (ready, or already ending)."""
@@ -346,9 +354,11 @@ class Worker(LaneOwner):
                 self._leaf = shop.new_leaf(pool.spec)
                 launch = shop.launch(pool.spec, self._leaf)
                 self.command = " ".join(launch.argv)
+                self._tmp = await shop.new_tmp(pool.spec, launch.identity)
+                tmp = dict.fromkeys(TMP_VARIABLES, self._tmp) if self._tmp else {}
                 self.process = await shop.spawner(
                     launch.argv,
-                    {**launch.environment, TOKEN_VARIABLE: self._token},
+                    {**launch.environment, **tmp, TOKEN_VARIABLE: self._token},
                     wall=wall,
                     identity=launch.identity,
                     prefix=launch.prefix,

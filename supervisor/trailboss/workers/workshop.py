@@ -29,6 +29,7 @@ from trailboss.workers.confine import PACKAGES, missing_tools, prefix_for
 from trailboss.workers.deaths import Deaths
 from trailboss.workers.guard import INSTANCE_VARIABLE, Guard
 from trailboss.workers.outcome import Answer
+from trailboss.workers.private_tmp import PrivateFolders
 from trailboss.workers.process import Identity, Process, resolve_identity, spawn
 from trailboss.workers.relay import RelayHub
 from trailboss.workers.sampling import workers_that_fit
@@ -39,7 +40,9 @@ log = logger("server")
 
 #: Never handed to a child: they are this process's own contract with systemd, or with its workers.
 WITHHELD_PREFIXES = ("WATCHDOG_", "LISTEN_")
-WITHHELD = frozenset({"NOTIFY_SOCKET", "TRAILBOSS_DEV", "TRAILBOSS_FILES", TOKEN_VARIABLE})
+WITHHELD = frozenset(
+    {"NOTIFY_SOCKET", "FDSTORE", "TRAILBOSS_FDSTORE", "TRAILBOSS_DEV", "TRAILBOSS_FILES", TOKEN_VARIABLE}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class Launch:
 
 
 def child_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """Copy `base` without what must not reach a child (NOTIFY_SOCKET, WATCHDOG_*, LISTEN_*, what we say to workers)."""
+    """Copy `base` without what must not reach a child (NOTIFY_SOCKET, FDSTORE, WATCHDOG_*, LISTEN_*, what we say to workers)."""
     return {
         name: value
         for name, value in base.items()
@@ -131,6 +134,9 @@ class Workshop:
     #: Control groups of workers, from the first worker on that needs one; None: not tried yet, or not to be had.
     cgroups: Cgroups | None = None
     _cgroups_tried: bool = False
+    #: Folders of workers for temporary files, from the first worker on that has one.
+    _private_tmp: PrivateFolders | None = None
+    _tmp_lock: trio.Lock = field(default_factory=trio.Lock)
     #: What was said about limits that are not in force.
     _told: set[str] = field(default_factory=set)
 
@@ -186,6 +192,35 @@ class Workshop:
             details = {"reason": reason} if reason else {}
             log.warning(text, pool=spec.name, limits=limits, **details)
 
+    async def new_tmp(self, spec: PoolSpec, identity: Identity | None) -> str:
+        """Make the folder for temporary files of a new worker of `spec`; "" where it shares the server's.
+
+        Raises LookupError with a text for people where none can be made.
+        """
+        if not spec.config.process.private_tmp:
+            return ""
+        try:
+            async with self._tmp_lock:
+                if self._private_tmp is None:
+                    self._private_tmp = await trio.to_thread.run_sync(PrivateFolders.open)
+            return self._private_tmp.make(identity)
+        except OSError as error:
+            raise LookupError(
+                f"{spec.name}.pool.process.private_tmp: no folder can be made in {error.filename or 'TMPDIR'}: "
+                f"{error.strerror}; make room or change TMPDIR of the server"
+            ) from error
+
+    async def remove_tmp(self, path: str) -> None:
+        """Remove the folder of a worker that has ended. On cancellation: goes on without us."""
+        if self._private_tmp is not None:
+            await self._private_tmp.discard(path)
+
+    async def close_tmp(self) -> None:
+        """Remove what temporary files are left; no worker is left."""
+        folders, self._private_tmp = self._private_tmp, None
+        if folders is not None:
+            await folders.close()
+
     async def close_cgroups(self) -> None:
         """Remove the control groups; no worker is left."""
         cgroups, self.cgroups = self.cgroups, None
@@ -235,7 +270,13 @@ class Workshop:
         if not missing:
             return prefix
         tool = missing[0]
-        if process == replace(ProcessConfig(), user=process.user, group=process.group, umask=process.umask):
+        if process == replace(
+            ProcessConfig(),
+            user=process.user,
+            group=process.group,
+            umask=process.umask,
+            private_tmp=process.private_tmp,
+        ):
             # Nobody asked for it: what is only our default gives way.
             log.warning(
                 "workers keep what setuid programs give them: setpriv is not installed",

@@ -79,7 +79,7 @@ class BoundSocket:
         self._remove_file()
 
     def give_away(self) -> None:
-        """Leave file and filters alone from now on: the socket is another server's too, and that one is in charge."""
+        """Leave file and filters alone from now on: another server has the socket too, or systemd keeps it for the next one."""
         self.own, self.path = False, ""
 
     def _remove_file(self) -> None:
@@ -179,8 +179,10 @@ def _inherit(passed: Passed, handover: Handover | None) -> BoundSocket:
     def become_own() -> None:
         bound.own, bound.path = True, passed.path
 
-    if handover is not None:
+    if handover is not None and handover.is_successor:
         handover.on_in_charge.append(become_own)
+    else:  # it has come out of systemd's store
+        become_own()
     return bound
 
 
@@ -283,7 +285,9 @@ class Listener:
     def offer(self) -> Offer:
         """Return what a successor can take over."""
         bound = self._bound
-        return Offer(bound.kind, bound.key, bound.sock, self._give_up, bound.path, bound.inode)
+        return Offer(
+            bound.kind, bound.key, bound.sock, self._give_up, bound.path, bound.inode, bound.give_away
+        )
 
     def _give_up(self) -> None:
         self._bound.give_away()

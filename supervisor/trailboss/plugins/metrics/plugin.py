@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Final, TypeVar
 
@@ -64,6 +65,8 @@ class MetricsPlugin(Plugin):
         self._server: SmallServer | None = None
         self._problem = ""
         self._asked = trio.Event()
+        #: Scrapes that came before the library was there: two threads that import it at once get half of it.
+        self._early: list[Callable[[], None]] | None = [] if config is not None else None
         self._source: Callable[[], Iterator[Family]] | None = None
 
     # --- the contract -------------------------------------------------------------------------------------------------
@@ -97,7 +100,7 @@ class MetricsPlugin(Plugin):
                         nursery.start_soon(self._serve_in_charge, reactor, self._config, inherited)
                     elif not self._try_bind(reactor, self._config):
                         nursery.start_soon(self._bind_later, reactor, self._config)
-                    nursery.start_soon(_import_library)
+                    nursery.start_soon(self._import_library, reactor)
                 task_status.started()
                 await stopping.wait()
                 # What has been counted here since the change; the workers have ended by now.
@@ -176,6 +179,9 @@ class MetricsPlugin(Plugin):
 
     def scrape(self, accept: str, accept_encoding: str, on_done: Callable[[ScrapePage], None]) -> None:
         """Exposition: make a scrape."""
+        if self._early is not None:
+            self._early.append(partial(self.scrape, accept, accept_encoding, on_done))
+            return
         assert self._scrapes is not None  # the service is provided after it is made
         self._asked.set()
         self._scrapes.scrape(accept, accept_encoding, on_done)
@@ -281,6 +287,18 @@ class MetricsPlugin(Plugin):
         reactor.touch()
         self._serve(reactor, config, sock)
 
+    async def _import_library(self, reactor: Reactor) -> None:
+        """Import in a thread what the first scrape needs; there it would hold up everybody for some 50 ms."""
+        try:
+            await trio.to_thread.run_sync(import_module, f"{__package__}.sources", abandon_on_cancel=True)
+            await trio.to_thread.run_sync(import_module, f"{__package__}.render", abandon_on_cancel=True)
+        except ImportError as error:
+            log.error("the metrics library cannot be imported", reason=str(error))
+        early, self._early = self._early or [], None
+        reactor.touch()
+        for scrape in early:
+            scrape()
+
     async def _bind_later(self, reactor: Reactor, config: MetricsConfig) -> None:
         wait, longest = RETRY_SECONDS
         while True:
@@ -329,14 +347,6 @@ class MetricsPlugin(Plugin):
 def _parcel(shares: Sequence[CollectorShare], put_back: Callable[[], None]) -> Parcel | None:
     items = sum(len(share.series) for share in shares)
     return Parcel(pack_shares(shares), items, put_back) if shares else None
-
-
-async def _import_library() -> None:
-    """Import in a thread what the first scrape needs; there it would hold up everybody for some 50 ms."""
-    try:
-        await trio.to_thread.run_sync(import_module, f"{__package__}.sources", abandon_on_cancel=True)
-    except ImportError as error:
-        log.error("the metrics library cannot be imported", reason=str(error))
 
 
 def spec_of(name: str, config: CollectorConfig) -> CollectorSpec:

@@ -90,6 +90,7 @@ class ServerPlugin(Plugin):
                 await stopping.wait()
             finally:
                 await self.workshop.close_cgroups()
+                await self.workshop.close_tmp()
                 if self.workshop.hub is not None:
                     self.workshop.hub.close()
             nursery.cancel_scope.cancel(reason="the server plugin stops")

@@ -62,6 +62,7 @@ class SystemdPlugin(Plugin):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
             notify.setblocking(False)
             self._follow(notify, state)
+            self._handover.on_in_charge.append(state.changed)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._follow_changes, notify, state)
                 if self._watchdog_seconds is not None:
@@ -85,6 +86,8 @@ class SystemdPlugin(Plugin):
             await state.wait_change()
 
     def _follow(self, notify: socket.socket, state: ServerState) -> None:
+        if self._handover.is_successor:  # the old server speaks; systemd complains of anybody else
+            return
         was_ready = self._notifications.ready_sent
         self._send(notify, self._notifications.plan(snapshot(state)))
         if self._notifications.ready_sent and not was_ready:
@@ -102,8 +105,9 @@ class SystemdPlugin(Plugin):
 
         while True:
             broken = self._watchdog.broken if self._watchdog is not None else ()
-            self._send(notify, self._notifications.plan(snapshot(state, broken)))
-            self._send(notify, self._notifications.alive(snapshot(state, broken), answered))
+            if not self._handover.is_successor:
+                self._send(notify, self._notifications.plan(snapshot(state, broken)))
+                self._send(notify, self._notifications.alive(snapshot(state, broken), answered))
             if reactor is not None:
                 answered = False
                 reactor.call_soon(answer)
