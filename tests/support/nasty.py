@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from http_server import HttpServer, Reply, free_port, request, take_answer, until
+from http_server import HttpServer, Load, Reply, Wish, free_port, request, take_answer, until
 from live_server import PATIENCE, TESTS, children_of, descriptors, install_plugins
 
 LIGHT = [sys.executable, "-S", "-E", f"{TESTS}/support/nasty_worker.py"]
@@ -36,7 +37,10 @@ needs_php = [
     pytest.mark.skipif(shutil.which("php") is None, reason="there is no php command on this machine"),
 ]
 PHP_OR_LIGHT = [pytest.param(PHP_HTTP, id="php", marks=needs_php), pytest.param(LIGHT, id="python")]
-PHP_OR_PYTHON_JOBS = [pytest.param(PHP_JOBS, id="php", marks=needs_php), pytest.param(PYTHON_JOBS, id="python")]
+PHP_OR_PYTHON_JOBS = [
+    pytest.param(PHP_JOBS, id="php", marks=needs_php),
+    pytest.param(PYTHON_JOBS, id="python"),
+]
 #: A task that is there whenever it is looked at, since it answers, or that comes and goes by itself.
 PASSING_TASKS = re.compile(r"\b(_call|call|_answer|_run_call|run_sync)\b")
 
@@ -172,7 +176,10 @@ class Site(HttpServer):
         watchdog = self.detail("core")["watchdog"]
         assert watchdog["broken"] == []
         assert [kind for kind in watchdog["violations"] if kind not in self.allowed_violations] == []
-        until(lambda: self._gained() == {}, 6, "what it had at first: " + "{later}")
+        deadline = time.monotonic() + 6 * PATIENCE
+        while gained := self._gained():
+            assert time.monotonic() < deadline, f"gained: {gained}"
+            time.sleep(0.05)
         assert zombies(self.pid) == []
         owned = {row["pid"] for name in self.size for row in self.call("informer.Workers", name)["workers"]}
         owned.add(self.detail("server")["guard_pid"])
@@ -190,10 +197,7 @@ class Site(HttpServer):
     def _gained(self) -> dict[str, int]:
         """Descriptors and tasks beyond those at first."""
         tasks, now = self.tasks(), Counter(descriptors(self.pid))
-        return {
-            **{name: count for name, count in (tasks - self._tasks).items()},
-            **{name: count for name, count in (now - self._descriptors).items()},
-        }
+        return dict((tasks - self._tasks) + (now - self._descriptors))
 
 
 def zombies(pid: int) -> list[int]:
@@ -210,7 +214,9 @@ def zombies(pid: int) -> list[int]:
                 found.add(child)
         return found
 
-    deadline = time.monotonic() + 6 * PATIENCE  # orphans of workers are left to whoever may wait for them for a while
+    deadline = (
+        time.monotonic() + 6 * PATIENCE
+    )  # orphans of workers are left to whoever may wait for them for a while
     dead = look()
     while dead and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -232,3 +238,35 @@ def scene(
         server.stop()
     finally:
         server.kill()
+
+
+#: A page that every worker of these tests has.
+HELLO = Wish("hello", request("/size?n=5"), b"xxxxx")
+
+
+@contextmanager
+def loaded(server: Site, clients: int = 3, wishes: Sequence[Wish] = (HELLO,)) -> Iterator[Load]:
+    """Clients that ask all the time, each on a connection that is kept; behind the block none may have seen a mistake."""
+    load = Load(server.address, wishes, clients)
+    over = threading.Event()
+    failures: list[BaseException] = []
+
+    def turn() -> None:
+        try:
+            while not over.is_set():
+                load.turn()
+            load.finish()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=turn)
+    thread.start()
+    try:
+        yield load
+    finally:
+        over.set()
+        thread.join(40 * PATIENCE)
+    assert not thread.is_alive()
+    assert failures == []
+    assert dict(load.mistakes) == {}
+    assert load.refused == 0
