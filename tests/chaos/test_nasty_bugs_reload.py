@@ -89,8 +89,8 @@ def kill_during_resets(server: Site, chance: random.Random, resets: int) -> None
 @pytest.mark.parametrize(
     ("command", "resets"),
     [
-        pytest.param(PHP_OR_LIGHT[0].values[0], 5, id="php", marks=needs_php),
-        pytest.param(LIGHT, 8, id="python"),
+        pytest.param(PHP_OR_LIGHT[0].values[0], 4, id="php", marks=needs_php),
+        pytest.param(LIGHT, 5, id="python"),
         pytest.param(LIGHT, 300, id="long", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
     ],
 )
@@ -144,7 +144,7 @@ def test_bug_04_a_stream_holds_a_worker_during_reset(seconds: int, tmp_path: Pat
     ("command", "resets"),
     [
         pytest.param(PHP_OR_LIGHT[0].values[0], 15, id="php", marks=needs_php),
-        pytest.param(LIGHT, 40, id="python"),
+        pytest.param(LIGHT, 24, id="python"),
         pytest.param(LIGHT, 5000, id="long", marks=[pytest.mark.long, pytest.mark.timeout(1800)]),
     ],
 )
