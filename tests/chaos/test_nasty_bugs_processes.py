@@ -64,7 +64,7 @@ def test_bug_14_stopped_or_deaf_worker(kind: str, tmp_path: Path) -> None:
 
     Meanwhile probes and other requests are answered as fast as ever.
     """
-    pool = {"reset_timeout": "1s", "stop_timeout": "1s", "destroy_timeout": "1s"}
+    pool = {"reset_timeout": "500ms", "stop_timeout": "500ms", "destroy_timeout": "500ms"}
     config = configuration(tmp_path, workers=2, retry=False, pool=pool)
     config["endure"]["grace_period"] = "3s"
     socks: list[socket.socket] = []
@@ -144,7 +144,7 @@ def _may_reuse_pids() -> bool:
 @pytest.mark.skipif(
     not _may_reuse_pids(), reason="process namespaces (unshare), or ns_last_pid in them, cannot be used here"
 )
-@pytest.mark.parametrize("rounds", [6, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("rounds", [4, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
 def test_bug_15_pid_reuse(rounds: int, tmp_path: Path) -> None:
     """Numbers of dead workers are given to foreign processes, groups too: no signal ever reaches those (Circus 1171, 1231).
 
@@ -184,7 +184,7 @@ def test_bug_15_clock_jump(jump: float, tmp_path: Path) -> None:
     """
     pool = {"num_workers": 2, "supervisor": {"exec_ttl": "800ms"}}
     jobs = {"max_attempts": 1, "pool": pool}
-    config = configuration(tmp_path, workers=1, jobs=jobs, pool={"supervisor": {"ttl": "2s"}})
+    config = configuration(tmp_path, workers=1, jobs=jobs, pool={"supervisor": {"ttl": "1600ms"}})
     with scene(tmp_path, config) as server:
         (first,) = server.workers()
         before = time.time()
@@ -204,7 +204,7 @@ def test_bug_15_clock_jump(jump: float, tmp_path: Path) -> None:
         until(lambda: server.workers() and first not in server.workers(), 4, "another worker after ttl")
         assert server.get("/size?n=5").status == 200
         file = tmp_path / "trailboss.json"
-        file.write_text(file.read_text().replace('"ttl": "2s"', '"ttl": "1h"'))
+        file.write_text(file.read_text().replace('"ttl": "1600ms"', '"ttl": "1h"'))
         assert server.call("trailboss.Reload")["failed"] == {}
 
 

@@ -86,6 +86,22 @@ class Site(HttpServer):
         self._tasks: Counter[str] = Counter()
         self._descriptors: Counter[str] = Counter()
 
+    #: Lines of the log with this text are no concern of the checks any more.
+    forgiven = ""
+
+    @property
+    def mark(self) -> str:
+        """What every process of this server has in its environment."""
+        return self._mark
+
+    @property
+    def log(self) -> str:
+        """What it has said, but for what is forgiven."""
+        text = super().log
+        if self.forgiven:
+            text = "\n".join(line for line in text.splitlines() if self.forgiven not in line)
+        return text
+
     # --- asking -------------------------------------------------------------------------------------------------------
 
     def call(self, method: str, argument: object = True, seconds: float = 20.0) -> Any:

@@ -39,6 +39,7 @@ class Pipeline:
         "state",
         "stopped",
         "stopping",
+        "trouble",
         "wanted",
     )
 
@@ -50,6 +51,7 @@ class Pipeline:
         #: What somebody has asked for by Pause or Resume; None: the configuration decides.
         self.wanted: PipelineState | None = None
         self.failure = ""  #: why the driver has ended by itself, or ""
+        self.trouble = ""  #: why jobs cannot be taken from it at the moment, or ""
         #: Seconds that pushes have taken, by RoadRunner's word for their kind: single or batch.
         self.pushes: dict[str, Histogram] = {}
         self.stopping = trio.Event()
@@ -100,7 +102,7 @@ class Pipeline:
             "Reserved": books.running,
             "Ready": self.consumed,
             "Priority": self.priority,
-            "ErrorMessage": self.failure,
+            "ErrorMessage": self.failure or self.trouble,
         }
 
     def books(self) -> Books:
