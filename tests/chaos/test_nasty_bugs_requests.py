@@ -57,7 +57,7 @@ def test_bug_03_idle_workers_and_waiting_requests(tmp_path: Path, chaos: random.
         leavers: list[socket.socket] = []
         longest_looks: list[float] = []
         with loaded(server, 60, [HELLO]) as load:
-            ends = time.monotonic() + 2.0
+            ends = time.monotonic() + 1.4
             while time.monotonic() < ends:
                 for _ in range(
                     6
@@ -133,7 +133,6 @@ def test_bug_03_interleavings(wanted: int) -> None:
     ("command", "size"),
     [
         pytest.param(PHP_HTTP, 30 * MIB, id="php", marks=needs_php),
-        pytest.param(LIGHT, 30 * MIB, id="python"),
         pytest.param(LIGHT, 100 * MIB, id="long", marks=pytest.mark.long),
     ],
 )
@@ -174,7 +173,7 @@ def test_bug_08_client_goes_away_in_a_stream(command: list[str], step: int, tmp_
                     assert data
                     left -= len(data)
             until(lambda: server.state()["in_flight"] <= 1, 1.5, f"the worker free after {offset} bytes")
-        assert load.total > 10
+        until(lambda: load.total > 10, 10, "the other client answered")
         assert server.pool()["deaths"] == 0
 
 
@@ -233,7 +232,7 @@ def test_bug_11_sigkill_of_one_child(step: int, tmp_path: Path) -> None:
                 assert reply.status == (200 if at == "answered" else 502), at
                 deaths += 1
                 until(lambda deaths=deaths: server.pool()["deaths"] == deaths, 5, f"the death at {at}")  # type: ignore[misc]
-            assert load.total > 10
+            until(lambda: load.total > 10, 10, "the other clients answered")
         server.wait_whole(30)
         for pid in server.workers():  # all of them at once, while they are idle
             os.kill(pid, signal.SIGKILL)
