@@ -174,7 +174,7 @@ def test_bug_13_grace_shorter_than_the_job(tmp_path: Path) -> None:
 # --- 17: the consumer dies quietly -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("broken", [1, 2])
+@pytest.mark.parametrize("broken", [2, pytest.param(1, marks=pytest.mark.long)])
 def test_bug_17_consumer_meets_errors(broken: int, tmp_path: Path) -> None:
     """Taking jobs from the queue fails: it is said, no job is lost or run twice, and consumption resumes by itself (RoadRunner 1724, Celery 2312).
 

@@ -58,7 +58,7 @@ def make_stuck(server: Site, kind: str, socks: list[socket.socket]) -> int:
     return int(busy["pid"])
 
 
-@pytest.mark.parametrize("kind", ["stopped", "deaf", "pipe full"])
+@pytest.mark.parametrize("kind", [pytest.param("stopped", marks=pytest.mark.long), "deaf", "pipe full"])
 def test_bug_14_stopped_or_deaf_worker(kind: str, tmp_path: Path) -> None:
     """A worker is stopped, deaf to every signal it can be deaf to, or does not read: reset and stop keep to their times (FPM 2573, Circus 1023).
 
@@ -176,9 +176,8 @@ def test_bug_15_pid_reuse(rounds: int, tmp_path: Path) -> None:
     assert told["left"] == []
 
 
-@pytest.mark.parametrize("jump", [3600.0, -3600.0])
-def test_bug_15_clock_jump(jump: float, tmp_path: Path) -> None:
-    """The wall clock of the server moves by an hour: no timer fires early, late or never (Circus 1171).
+def test_bug_15_clock_jump(tmp_path: Path) -> None:
+    """The wall clock of the server moves by an hour, then back by two: no timer fires early, late or never (Circus 1171).
 
     Delayed jobs, ttl and exec_ttl, all under way at the jump. `time.time` of the server's process is what is moved.
     """
@@ -193,8 +192,9 @@ def test_bug_15_clock_jump(jump: float, tmp_path: Path) -> None:
             Jobs(rpc).push("work", "hang", "{}", id="hanging")
             Jobs(rpc).push("work", "ack", "{}", id="late", delay_seconds=1)
         until(lambda: server.lines("jobs_log"), 5, "the first job begun")
-        moved = server.call("census.Jump", jump)
-        assert abs(moved - before) > 3500
+        assert server.call("census.Jump", 3600) > before + 3500
+        time.sleep(0.2)
+        assert server.call("census.Jump", -7200) < before - 3500
         until(lambda: len(server.lines("jobs_log")) == 2, 5, "the delayed job")
         waited = server.lines("jobs_log")[1]["time"] - before  # a worker's clock, which has not moved
         assert 0.95 <= waited <= 1 + 0.7 * PATIENCE

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from http_server import Wish, read_all, request, until
 from live_server import PATIENCE, rss_bytes
-from nasty import HELLO, LIGHT, PHP_HTTP, PHP_OR_LIGHT, TROUBLE, Site, configuration, loaded, needs_php, scene
+from nasty import HELLO, LIGHT, PHP_HTTP, TROUBLE, Site, configuration, loaded, needs_php, scene
 
 from trailboss.testing.simulation import Fault, FaultPlan, simulate
 
@@ -157,7 +157,7 @@ def test_bug_07_one_slow_huge_reply(command: list[str], size: int, tmp_path: Pat
 @pytest.mark.parametrize(
     "command", [pytest.param(PHP_HTTP, id="php", marks=needs_php), pytest.param(TROUBLE, id="python")]
 )
-@pytest.mark.parametrize("step", [23, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("step", [41, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
 def test_bug_08_client_goes_away_in_a_stream(command: list[str], step: int, tmp_path: Path) -> None:
     """A client leaves a stream after each number of bytes: its worker is free again in time, nobody else notices (RoadRunner 1830)."""
     target = "/stream?us=5000" if command is PHP_HTTP else "/stream"
@@ -199,7 +199,13 @@ def test_bug_09_soft_limits_fire_mid_request(seconds: float, tmp_path: Path) -> 
         assert server.call("trailboss.Reload")["failed"] == {}
 
 
-@pytest.mark.parametrize("command", PHP_OR_LIGHT)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(PHP_HTTP, id="php", marks=needs_php),
+        pytest.param(LIGHT, id="python", marks=pytest.mark.long),
+    ],
+)
 def test_bug_09_exec_ttl_passed(command: list[str], tmp_path: Path) -> None:
     """Past exec_ttl the client gets 504 at once, the worker is replaced, and its place is kept (RoadRunner 748, 560)."""
     pool = {"supervisor": {"exec_ttl": "300ms"}}
@@ -284,7 +290,9 @@ def test_bug_19_a_php_warning_on_standard_output(tmp_path: Path) -> None:
         assert server.get("/size?n=5").body == b"xxxxx"
 
 
-@pytest.mark.parametrize("how", ["text", "byte", "huge", "cut"])
+@pytest.mark.parametrize(
+    "how", ["text", "huge", *(pytest.param(how, marks=pytest.mark.long) for how in ("byte", "cut"))]
+)
 def test_bug_19_garbage_before_the_hello(how: str, tmp_path: Path) -> None:
     """A new worker that begins with text, a byte, a length of 4 GiB or half a frame: never counted, the error is named, the others serve."""
     config = configuration(tmp_path, workers=2, pool={"boot_timeout": "2s"})

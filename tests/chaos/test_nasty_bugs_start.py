@@ -216,6 +216,7 @@ def test_bug_18_crash_storm(seconds: float, tmp_path: Path) -> None:
         assert server.call("resetter.Reset", "http", 20) is True  # whoever will not wait for the next try
 
 
+@pytest.mark.long
 def test_bug_18_the_exit_code_by_policy(tmp_path: Path) -> None:
     """With on_exhausted: exit the same ends the server, with exit code 1 and the reason (gunicorn 1663)."""
     server = Site(tmp_path, configuration(tmp_path, workers=2, pool={"on_exhausted": "exit"}))
@@ -236,7 +237,7 @@ def test_bug_18_the_exit_code_by_policy(tmp_path: Path) -> None:
 # --- 20: signals while starting; reloads for a year ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rounds", [6, pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("rounds", [4, pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
 def test_bug_20_signals_at_every_phase(rounds: int, tmp_path: Path, chaos: random.Random) -> None:
     """SIGHUP, SIGTERM, twice too, at any moment of start, reload and stop: a clean end in time, the right code, nothing left (gunicorn 3651, s6-overlay 566)."""
     config = configuration(tmp_path, workers=2)

@@ -189,8 +189,8 @@ class Site(HttpServer):
         self.wait_whole(seconds)
         state = self.whole_state()
         assert self.size == {row["name"]: row["configured"] for row in state["pools"]}  # no lost slot
+        until(lambda: self.detail("core")["watchdog"]["broken"] == [], 3, "everything holds")
         watchdog = self.detail("core")["watchdog"]
-        assert watchdog["broken"] == []
         assert [kind for kind in watchdog["violations"] if kind not in self.allowed_violations] == []
         deadline = time.monotonic() + 6 * PATIENCE
         while gained := self._gained():

@@ -86,9 +86,18 @@ def take(number: int) -> bool:
 
 def reuse(number: int) -> bool:
     """Kill a worker and give its number away as soon as the server has reaped it."""
+    before = born(number)
     os.kill(number, signal.SIGKILL)
-    until(lambda: not os.path.exists(f"/proc/{number}"), f"{number} reaped")
+    until(lambda: born(number) != before, f"{number} reaped")
     return take(number)
+
+
+def born(number: int) -> str:
+    """When the process with this number was started, "" where there is none; its successor may have the same number."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text("latin-1").rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
 
 
 def living() -> list[int]:
