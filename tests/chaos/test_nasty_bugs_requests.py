@@ -151,8 +151,7 @@ def test_bug_07_one_slow_huge_reply(command: list[str], size: int, tmp_path: Pat
                     time.sleep(0.005)
         assert received > size
         assert load.total > 50
-        # Known and not mended yet: a whole answer is put aside in one piece, and the loop does nothing else for 2-3 ms a MiB.
-        # Answers that are streamed do not have that.
+        # Known and not mended yet: the loop stands still for 0.2-0.3 s over a whole answer of 100 MiB (watchdog's loop lag).
         stall = 0.25 if size <= 30 * MIB else 0.5
         assert load.slowest <= calm.slowest + stall * PATIENCE
 
