@@ -64,7 +64,11 @@ class CanaryWatch:
 
     def died(self, generation: int) -> None:
         """A worker has died."""
-        (self.new if generation >= self.generation else self.old).deaths += 1
+        if generation >= self.generation:
+            self.new.deaths += 1
+            self.pool.look_again()  # at once: what takes its place would be given executions too
+        else:
+            self.old.deaths += 1
 
 
 class Generations:
@@ -319,7 +323,8 @@ class _Rollout:
         try:
             until = trio.current_time() + canary.window
             while trio.current_time() < until and not pool.is_stopping:
-                await trio.sleep(min(WATCH_SECONDS, max(0.0, until - trio.current_time())))
+                with trio.move_on_after(min(WATCH_SECONDS, max(0.0, until - trio.current_time()))):
+                    await pool.change()
                 verdict = judge_canary(watch.new, watch.old, limits)
                 if verdict:
                     return f"the canary was given up: {verdict}"

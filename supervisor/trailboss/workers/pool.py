@@ -453,7 +453,12 @@ class Pool:
             self.queue_seconds.observe(self._reactor.now - exec_.deadline + self.config.queue_timeout)
             return
         lane.parked = True
-        self._idle.append(lane)
+        if self._watch is None:
+            self._idle.append(lane)
+        else:
+            # While a canary is watched they take turns: under little load the one that was used last would always be the
+            # next, and the canary would stand its window without having run anything.
+            self._idle.insert(0, lane)
         listener = self.idle_listener
         if listener is not None:
             listener()

@@ -174,6 +174,55 @@ async def test_a_canary_that_dies_is_given_up(stage: Stage) -> None:
     await until(lambda: {worker.generation for worker in pool.workers()} == {1})
 
 
+async def test_a_canary_has_its_share_of_little_load(stage: Stage) -> None:
+    """One client that asks one thing after the other reaches the canary in its turn: it is neither unused nor used alone."""
+    pool = await stage.pool(num_workers=3, canary=CanaryConfig(window=1.0))
+    failures: list[ExecFailed] = []
+    done = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(load, pool, failures, done)
+        nursery.start_soon(pool.reset)
+        await until(lambda: len(pool.serving_workers()) == 4)
+        canary = pool.serving_workers()[-1]
+        before = pool.executions
+        await until(lambda: pool.executions >= before + 40)
+        lane = canary.lane
+        assert lane is not None
+        share = lane.executions / (pool.executions - before)
+        await until(lambda: {worker.generation for worker in pool.workers()} == {2})
+        done.set()
+    assert 0.15 <= share <= 0.35  # neither unused nor alone
+    assert failures == []
+
+
+async def test_a_canary_that_dies_has_no_successor(stage: Stage) -> None:
+    """Under load a canary that dies costs its own execution only: nothing is given to another one of its kind."""
+    pool = await stage.pool(num_workers=2, canary=CanaryConfig(window=5.0))
+    canaries: set[int] = set()
+
+    def look() -> None:
+        canaries.update(worker.pid for worker in pool.serving_workers() if worker.generation == 2)
+
+    pool.change_listeners.append(look)
+    failures: list[ExecFailed] = []
+    done = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(load, pool, failures, done)
+
+        async def reset() -> None:
+            with trio.fail_after(20), pytest.raises(ResetFailed, match="1 of its workers died"):
+                await pool.reset()
+
+        nursery.start_soon(reset)
+        await until(lambda: len(pool.serving_workers()) == 3)
+        pool.serving_workers()[-1].kill("for the test")
+        await until(lambda: pool.generations.last_failure)
+        await until(lambda: {worker.generation for worker in pool.workers()} == {1})
+        done.set()
+    assert len(canaries) == 1
+    assert len(failures) <= 1
+
+
 async def test_a_good_canary_is_followed(stage: Stage) -> None:
     """After its window the others come."""
     pool = await stage.pool(num_workers=2, canary=CanaryConfig(window=0.5))

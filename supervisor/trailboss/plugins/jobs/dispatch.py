@@ -43,6 +43,8 @@ _RAW: Final = 0x04
 """Frame flag of a job: the codec is RAW, although the context is JSON (wire protocol 3.2)."""
 _RETRY_REFUSED_SECONDS: Final = 1.0
 """A pool that refuses says so by `idle_listener` when it takes again; should that be lost, this finds out."""
+_RETRY_ASIDE_SECONDS: Final = 1.0
+"""A queue that could not be read is tried again after this time; the others go on meanwhile."""
 
 
 class Busy(Protocol):
@@ -99,6 +101,8 @@ class Dispatcher:
         self._pumping = False
         self._refused = False
         self._retry_at = 0.0
+        #: Pipelines whose queue could not be read, and when that is tried again.
+        self._aside: dict[Pipeline, float] = {}
         self._drained: trio.Event | None = None
         #: Spans of runs; the plugin puts the server's in here.
         self.telemetry = Telemetry()
@@ -138,11 +142,13 @@ class Dispatcher:
         """Leave the jobs of `pipeline` waiting; its runs that have begun go on."""
         if pipeline.state is PipelineState.CONSUMED:
             pipeline.state = PipelineState.PAUSED
+            self._aside.pop(pipeline, None)
             self._merge.leave(pipeline.driver.ready)
 
     def forget(self, pipeline: Pipeline) -> None:
         """Take `pipeline` out for good; its runs that have begun are settled as they end."""
         pipeline.state = PipelineState.DESTROYED
+        self._aside.pop(pipeline, None)
         self._merge.leave(pipeline.driver.ready)
 
     # --- handing out -------------------------------------------------------------------------------------------------
@@ -166,7 +172,9 @@ class Dispatcher:
             self._pumping = False
 
     def retry_refused(self, now: float) -> None:
-        """Ask a pool again that has refused, in case its sign was lost."""
+        """Ask a pool again that has refused, in case its sign was lost, and queues that could not be read."""
+        if self._aside:
+            self._retry_aside(now)
         if self._refused and now >= self._retry_at:
             self._on_idle()
         elif self._refused:
@@ -176,12 +184,43 @@ class Dispatcher:
         self._refused = False
         self.pump()
 
+    def _retry_aside(self, now: float) -> None:
+        for pipeline, retry_at in list(self._aside.items()):
+            if now < retry_at:
+                self._wake_at(retry_at)
+                continue
+            del self._aside[pipeline]
+            if pipeline.driver.ready.head is None:
+                pipeline.trouble = ""
+            self._merge.join(pipeline.driver.ready)
+
+    def _set_aside(self, pipeline: Pipeline, error: Exception) -> None:
+        """The queue could not be read. That is no fault of whoever has just pushed, nor of the worker that is free."""
+        log.error(
+            "jobs cannot be taken from a queue; they wait, and it is tried again",
+            pipeline=pipeline.name,
+            retry_seconds=_RETRY_ASIDE_SECONDS,
+            text=str(error) or type(error).__name__,
+            exc_info=None if pipeline.trouble else error,
+        )
+        pipeline.trouble = str(error) or type(error).__name__
+        self._merge.leave(pipeline.driver.ready)
+        self._aside[pipeline] = self._clock() + _RETRY_ASIDE_SECONDS
+        self._wake_at(self._aside[pipeline])
+
     def _start(self, pool: JobsPool, pipeline: Pipeline) -> bool:
         """Hand one job to `pool`; False where the driver had none after all."""
         driver = pipeline.driver
-        job = driver.receive()
+        try:
+            job = driver.receive()
+        except Exception as error:
+            self._set_aside(pipeline, error)
+            return True  # others may have some
         if job is None:
             return False
+        if pipeline.trouble:
+            log.info("jobs can be taken from the queue again", pipeline=pipeline.name)
+            pipeline.trouble = ""
         job.attempts += 1
         job.received_at = self._clock()
         self.in_flight += 1

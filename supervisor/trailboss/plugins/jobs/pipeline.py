@@ -40,6 +40,7 @@ class Pipeline:
         "state",
         "stopped",
         "stopping",
+        "trouble",
         "wanted",
     )
 
@@ -53,6 +54,7 @@ class Pipeline:
         #: What somebody has asked for by Pause or Resume; None: the configuration decides.
         self.wanted: PipelineState | None = None
         self.failure = ""  #: why the driver has ended by itself, or ""
+        self.trouble = ""  #: why jobs cannot be taken from it at the moment, or ""
         #: Seconds that pushes have taken, by RoadRunner's word for their kind: single or batch.
         self.pushes: dict[str, Histogram] = {}
         self.stopping = trio.Event()
@@ -103,7 +105,7 @@ class Pipeline:
             "Reserved": books.running,
             "Ready": self.consumed,
             "Priority": self.priority,
-            "ErrorMessage": self.failure,
+            "ErrorMessage": self.failure or self.trouble,
         }
 
     def books(self) -> Books:

@@ -208,7 +208,8 @@ class JobsPlugin(Plugin):
 
     def health(self) -> Health:
         """Healthy while every pipeline's driver works."""
-        broken = [f"{item.name}: {item.failure}" for item in self.pipelines.by_name.values() if item.failure]
+        texts = ((item.name, item.failure or item.trouble) for item in self.pipelines.by_name.values())
+        broken = [f"{name}: {text}" for name, text in texts if text]
         return Health(ok=not broken, reason="; ".join(broken))
 
     def state_detail(self) -> Mapping[str, object]:

@@ -378,3 +378,50 @@ async def test_a_driver_without_a_job_after_all_does_not_hold_the_loop(start_ser
         await server.push("a")
         await server.plugin.open()
         assert (len(asked), server.books.waiting) == (1, 1)
+
+
+async def test_a_queue_that_cannot_be_read_is_tried_again(start_server, autojump_clock, monkeypatch) -> None:
+    """A `receive` that raises fails no push and no other pipeline; health says so; a second later it is tried again."""
+    async with start_server(num_workers=1) as server:
+        pipelines = server.plugin.pipelines.by_name
+        driver = pipelines["main"].driver
+        failures = [OSError("gone"), OSError("still gone")]
+
+        def receive() -> object:
+            if failures:
+                raise failures.pop(0)
+            return type(driver).receive(driver)
+
+        monkeypatch.setattr(driver, "receive", receive)
+        with structlog.testing.capture_logs() as records:
+            await server.push("a")  # is answered as ever
+            assert server.plugin.health().reason == "main: gone"
+            await trio.sleep(1.1)
+            assert server.plugin.health().reason == "main: still gone"
+            await trio.sleep(1)
+        assert server.running_ids() == ["a"]
+        assert server.plugin.health().ok
+        assert [record["text"] for record in records if "cannot be taken" in record["event"]] == [
+            "gone",
+            "still gone",
+        ]
+
+
+async def test_a_queue_that_cannot_be_read_may_be_paused(start_server, autojump_clock, monkeypatch) -> None:
+    """What is paused in the meantime is not tried again before it is resumed, and then at once."""
+    async with start_server(num_workers=1) as server:
+        pipeline = server.plugin.pipelines.by_name["main"]
+        failures = [OSError("gone")]
+
+        def receive() -> object:
+            if failures:
+                raise failures.pop(0)
+            return type(pipeline.driver).receive(pipeline.driver)
+
+        monkeypatch.setattr(pipeline.driver, "receive", receive)
+        await server.push("a")
+        server.plugin.dispatcher.pause(pipeline)
+        await trio.sleep(3)
+        assert server.running_ids() == []
+        server.plugin.dispatcher.consume(pipeline)
+        assert server.running_ids() == ["a"]
