@@ -378,8 +378,14 @@ def upgrade_under_load(service: Service, times: int) -> None:
 
 @pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.long)])
 def test_upgrades_under_load_with_python(start: Callable[..., Service], times: int) -> None:
-    """No request, probe or RPC call fails while the server is replaced, and no process of a replaced one is left."""
-    upgrade_under_load(start(), times)
+    """No request, probe or RPC call fails while the server is replaced, and no process of a replaced one is left.
+
+    The last of them removes the files of the unix sockets, which the first has made.
+    """
+    service = start()
+    upgrade_under_load(service, times)
+    service.stop()
+    assert list(service.folder.glob("**/*.sock*")) == []
 
 
 @pytest.mark.skipif(shutil.which("php") is None, reason="php is not installed")

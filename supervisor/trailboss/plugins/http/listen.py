@@ -55,6 +55,8 @@ class BoundSocket:
     #: The file to be removed in the end; "" where there is none or it is somebody else's.
     path: str = ""
     inode: tuple[int, int] = (0, 0)
+    #: The file of a socket that is to become ours: not yet to be removed, but to be named to a successor.
+    future_path: str = ""
     #: It was made here; one of systemd's goes on without us.
     own: bool = True
     #: What a successor finds it by.
@@ -174,7 +176,7 @@ def _adopt(sock: socket.socket, name: str) -> BoundSocket:
 def _inherit(passed: Passed, handover: Handover | None) -> BoundSocket:
     """Take a predecessor's socket into use. It is our own only when this server is in charge."""
     sock = passed.socket()
-    bound = BoundSocket(sock, _address_of(sock), "", passed.inode, own=False, key=passed.key)
+    bound = BoundSocket(sock, _address_of(sock), "", passed.inode, passed.path, own=False, key=passed.key)
 
     def become_own() -> None:
         bound.own, bound.path = True, passed.path
@@ -285,9 +287,8 @@ class Listener:
     def offer(self) -> Offer:
         """Return what a successor can take over."""
         bound = self._bound
-        return Offer(
-            bound.kind, bound.key, bound.sock, self._give_up, bound.path, bound.inode, bound.give_away
-        )
+        path = bound.path or bound.future_path
+        return Offer(bound.kind, bound.key, bound.sock, self._give_up, path, bound.inode, bound.give_away)
 
     def _give_up(self) -> None:
         self._bound.give_away()
