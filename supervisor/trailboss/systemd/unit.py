@@ -25,6 +25,8 @@ STOP_MARGIN_SECONDS = 10
 START_MARGIN_SECONDS = 60
 #: A watchdog interval that a busy machine never misses and a person does not notice.
 WATCHDOG_SECONDS = 30
+#: From the watchdog's SIGABRT to SIGKILL: its loop stands still, so it hears no signal.
+ABORT_SECONDS = 10
 
 #: Room in systemd's store beyond the addresses of HTTP, status and metrics: the RPC port, and what changed addresses leave
 #: there until the next server has started.
@@ -211,6 +213,8 @@ def _service(facts: UnitFacts) -> Iterator[str]:
         yield "# Each worker gets a control group of its own (pool.process)."
         yield f"Delegate={' '.join(sorted(CONTROLLERS))}"
     yield f"WatchdogSec={WATCHDOG_SECONDS}s"
+    yield "# A server that the watchdog has given up on is not waited for as one that is asked to stop."
+    yield f"TimeoutAbortSec={ABORT_SECONDS}s"
     yield "Restart=on-failure"
     yield "RestartSec=1s"
     yield "LimitNOFILE=65536"

@@ -82,6 +82,7 @@ def test_what_is_read_from_the_configuration(tmp_path: Path) -> None:
     )
     unit = service_unit(_facts(tmp_path, text))
     assert "TimeoutStopSec=55s\n" in unit
+    assert "TimeoutAbortSec=10s\n" in unit
     assert "ReadWritePaths=-/var/log/shop\n" in unit
     assert f"ExecStart=/opt/t/bin/trailboss serve -c {tmp_path}/.rr.yaml\n" in unit
     assert f"WorkingDirectory={tmp_path}\n" in unit
