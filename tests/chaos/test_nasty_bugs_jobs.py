@@ -70,7 +70,7 @@ def test_bug_12_attempts_survive_another_server(tmp_path: Path) -> None:
     """The count of a poison job's attempts survives that another server takes over: max_attempts runs in all, never more.
 
     The queue in memory ends with its process, so the change of servers that a job outlives is the upgrade: the old process
-    keeps the jobs that it has accepted, with their counts.
+    hands the jobs that wait over to the new one, with their counts.
     """
     jobs = {"max_attempts": 4, "retry_backoff": "400ms", "retry_backoff_max": "400ms"}
     server = Site(tmp_path, configuration(tmp_path, workers=1, jobs=jobs))
@@ -82,6 +82,7 @@ def test_bug_12_attempts_survive_another_server(tmp_path: Path) -> None:
         until(lambda: runs(server)["poison"] == 1, 5, "the first run")
         assert server.call("trailboss.Upgrade", True, 20) is not None
         assert old.wait(30 * PATIENCE) == 0  # it has nothing left to do
+        until(lambda: books(server)["dead"] == 1, 10, "the last attempt")
         assert runs(server)["poison"] == 4
         dead = [row for row in server.records("job is a dead letter now") if row["id"] == "poison"]
         assert len(dead) == 1

@@ -12,18 +12,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 
 pytestmark = pytest.mark.timeout(120)
 
 PROJECT = Path(__file__).resolve().parents[2]
 TRAILBOSS = (sys.executable, "-m", "trailboss")
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.mark.parametrize(

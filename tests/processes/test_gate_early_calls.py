@@ -216,7 +216,7 @@ async def test_on_init_that_goes_wrong(fault: str, exit_on_error: bool, tmp_path
         "killed": "echo begun; kill -9 $$",
         "endless": "echo begun; sleep 600 & sleep 600",
         "fails": "echo begun; echo 'the cause' >&2; exit 7",
-        "kills the guard": "echo begun; kill -9 $(pgrep -P $PPID -f guard_process); exit 3",
+        "kills the guard": "echo begun; kill -9 $(pgrep -P $PPID -f 'guard_process|trailboss-guard'); exit 3",
     }[fault]
     (tmp_path / "on_init.sh").write_text(script)
     said = {"killed": "SIGKILL", "endless": "exec_timeout", "fails": "the cause"}.get(fault, "exit code 3")

@@ -11,7 +11,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 
 TESTS = Path(__file__).resolve().parent.parent
 MOUNTS = "mount --make-rprivate / && mount -o remount,bind,ro / && mount -t tmpfs tmpfs /run && mkdir -m 700 /run/trailboss /run/tmp"
@@ -63,9 +63,7 @@ class Confined:
     """`trailboss serve` behind the imitation."""
 
     def __init__(self, folder: Path, command: str) -> None:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = int(sock.getsockname()[1])
+        self.port = free_port()
         (folder / ".rr.yaml").write_text(CONFIG.format(command=command, port=self.port))
         (folder / "app.py").write_text(APPLICATION)
         serve = f"{MOUNTS} && exec env TMPDIR=/run/tmp {' '.join(DROP)} {sys.executable} -m trailboss serve -c {folder}/.rr.yaml"

@@ -7,7 +7,6 @@ are gone after their time, memory and folders are as they were.
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import trio
+from free_ports import free_port
 from live_server import PATIENCE, rss_bytes, until
 
 APPLICATION = """
@@ -45,13 +45,6 @@ http:
 logs: {{level: warn, output: stderr}}
 """
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-
-
-def free_port() -> int:
-    """Return a port that nobody uses now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @dataclass

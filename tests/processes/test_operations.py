@@ -5,13 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 
 from .test_cli_server import Server
 
@@ -47,9 +47,7 @@ class Site(Server):
     """A web server."""
 
     def __init__(self, folder: Path, pool: str, sockets: Path | None = None) -> None:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = int(sock.getsockname()[1])
+        self.port = free_port()
         (folder / ".rr.yaml").write_text(CONFIG.format(sockets=sockets or folder, port=self.port, pool=pool))
         self.deploy(folder, "'one'")
         super().__init__(folder)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import free_port
 
 from trailboss.small_http import CONNECTIONS_MAX
 
@@ -74,9 +75,7 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = int(sock.getsockname()[1])
+        self.port = free_port()
         (folder / "app.py").write_text(APPLICATION)
         (folder / ".rr.yaml").write_text(CONFIGURATION.format(folder=folder, port=self.port))
         self.holders: list[threading.Thread] = []

@@ -28,6 +28,7 @@ from trailboss.reaping import dead_children
 TESTS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS / "support"))
 
+from free_ports import free_port  # noqa: E402  the same
 from live_server import MARK, children_of, marked  # noqa: E402  the line above makes it findable
 from tls_files import TlsFiles, make_files  # noqa: E402
 
@@ -68,13 +69,6 @@ def application(environ, start_response):
 """
 
 pytestmark = pytest.mark.timeout(150)
-
-
-def free_port() -> int:
-    """A port that nobody has at the moment."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def eventually(check: Callable[[], object], seconds: float, what: str, log: Path | None = None) -> None:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from free_ports import free_port
 from live_server import MARK, PATIENCE, children_of, marked, rss_bytes, seen
 
 from trailboss_worker.sdk import RPC
@@ -53,13 +54,6 @@ def application(environ, start_response):
     start_response("200 OK", [*headers, ("Content-Length", str(len(body)))])
     return [body]
 """
-
-
-def free_port() -> int:
-    """Return a port that nobody uses now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def raise_descriptor_limit(wanted: int) -> int:

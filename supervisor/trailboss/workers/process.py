@@ -81,8 +81,9 @@ def resolve_identity(user: str, group: str = "", *, section: str = "server") -> 
     return Identity(user, entry.pw_uid, gid, groups)
 
 
-#: Flag of a process that is in its exit (include/linux/sched.h; part of /proc/PID/stat).
+#: Flags of a process that is in its exit, or that a signal ends (include/linux/sched.h; part of /proc/PID/stat).
 _PF_EXITING = 0x4
+_PF_SIGNALED = 0x400
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +189,18 @@ class Process:
 
 
 def says_dying(stat: bytes) -> bool:
-    """Whether /proc/PID/stat, as far as it was read, says that the process is dead, exits, or has SIGKILL pending."""
+    """Whether /proc/PID/stat, as far as it was read, says that the process is dead, exits, or has SIGKILL pending.
+
+    Between taking SIGKILL and saying so in its flags a process takes a step in which neither is to be seen.
+    """
     # The command name may hold blanks and brackets; what follows its last bracket is regular: proc(5), fields 3 and on.
     fields = stat.rpartition(b")")[2].split()
     try:
         state, flags, pending = fields[0], int(fields[6]), int(fields[28])
     except (IndexError, ValueError):
         return False
-    return state in (b"Z", b"X") or bool(flags & _PF_EXITING) or bool(pending >> (signal.SIGKILL - 1) & 1)
+    ends = flags & (_PF_EXITING | _PF_SIGNALED) or pending >> (signal.SIGKILL - 1) & 1
+    return state in (b"Z", b"X") or bool(ends)
 
 
 def _exit_status(code: int, usage: resource.struct_rusage) -> ExitStatus:
