@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from trailboss_worker.sdk import RPC
 
+from ..support.free_ports import free_port as free_port  # the tests take it from here
 from ..support.live_server import MARK, PATIENCE, children_of, marked, seen
 
 TRAILBOSS = (sys.executable, "-m", "trailboss")
