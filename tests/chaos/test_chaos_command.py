@@ -21,16 +21,13 @@ from typing import Any
 
 import pytest
 from live_server import MARK, PATIENCE, TESTS, marked
+from marks import needs_php
 
 from trailboss.testing.sabotage import SABOTAGES, VARIABLE
 
 pytestmark = pytest.mark.timeout(300)
 
 EXAMPLES = TESTS.parent / "examples"
-needs_php = [
-    pytest.mark.php,
-    pytest.mark.skipif(shutil.which("php") is None, reason="there is no php command on this machine"),
-]
 BOTH = [pytest.param("php", marks=needs_php), "python"]
 #: Jobs that the examples know.
 JOBS = ("--job", "greet", "--payload", "chaos")

@@ -25,7 +25,6 @@ from case_kit import (
     KINDS,
     MOSTLY_PHP,
     MOSTLY_PYTHON,
-    PHP,
     ask,
     deaths,
     pids,
@@ -56,6 +55,7 @@ from live_server import (
     until_async,
     untyped,
 )
+from marks import needs_php
 
 from trailboss.chaos.processes import kill_if_there
 from trailboss_worker.protocol.control import encode_pid_answer
@@ -66,7 +66,7 @@ pytestmark = pytest.mark.timeout(180)
 
 #: Both SDKs; where others cover the second at length, that one in the long tier only.
 SDKS = [
-    pytest.param(PHP_WORKER, id="php", marks=PHP),
+    pytest.param(PHP_WORKER, id="php", marks=needs_php),
     pytest.param(PYTHON_WORKER, id="python", marks=pytest.mark.long),
 ]
 
@@ -199,7 +199,7 @@ HOSTILE = [sys.executable, "-I", "-S", f"{TESTS}/processes/programs/hostile.py"]
         pytest.param(
             [*HOSTILE, "garbage-long"], "Undefined variable $x", id="65 bytes", marks=pytest.mark.long
         ),
-        pytest.param(["php", "warns.php"], "Warning: in the way", id="php", marks=PHP),
+        pytest.param(["php", "warns.php"], "Warning: in the way", id="php", marks=needs_php),
     ],
 )
 async def test_case_garbage_before_the_hello(command: list[str], words: str, tmp_path: Path) -> None:
@@ -452,8 +452,8 @@ async def strangers(address: str) -> AsyncIterator[None]:
 @pytest.mark.parametrize(
     ("command", "scheme"),
     [
-        pytest.param(PHP_WORKER, "tcp", id="php-tcp", marks=PHP),
-        pytest.param(PHP_WORKER, "unix", id="php-unix", marks=[*PHP, pytest.mark.long]),
+        pytest.param(PHP_WORKER, "tcp", id="php-tcp", marks=needs_php),
+        pytest.param(PHP_WORKER, "unix", id="php-unix", marks=[*needs_php, pytest.mark.long]),
         pytest.param(PYTHON_WORKER, "tcp", id="python-tcp", marks=pytest.mark.long),
         pytest.param(PYTHON_WORKER, "unix", id="python-unix"),
     ],

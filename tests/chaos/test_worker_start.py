@@ -33,13 +33,10 @@ from live_server import (
     until,
     untyped,
 )
+from marks import needs_php
 
 pytestmark = pytest.mark.timeout(300)
 
-needs_php = [
-    pytest.mark.php,
-    pytest.mark.skipif(shutil.which("php") is None, reason="there is no php command on this machine"),
-]
 SDKS = [pytest.param(PHP_WORKER, id="php", marks=needs_php), pytest.param(PYTHON_WORKER, id="python")]
 #: Methods that change the pool themselves: they have a storm of their own.
 POOL_METHODS = (

@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from trailboss.chaos.instance import free_port as free_port  # the tests take it from here
 from trailboss_worker.sdk import RPC
 
-from ..support.free_ports import free_port as free_port  # the tests take it from here
 from ..support.live_server import MARK, PATIENCE, children_of, marked, seen
 
 TRAILBOSS = (sys.executable, "-m", "trailboss")

@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -36,14 +35,11 @@ from live_server import (
     until,
     until_async,
 )
+from marks import needs_php
 
 pytestmark = pytest.mark.timeout(300)
 
-php = [
-    pytest.mark.php,
-    pytest.mark.skipif(shutil.which("php") is None, reason="there is no php command on this machine"),
-]
-SDKS = [pytest.param(PHP_WORKER, id="php", marks=php), pytest.param(PYTHON_WORKER, id="python")]
+SDKS = [pytest.param(PHP_WORKER, id="php", marks=needs_php), pytest.param(PYTHON_WORKER, id="python")]
 WORKERS = 4
 
 

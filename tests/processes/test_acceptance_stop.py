@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import sys
 from collections import Counter
@@ -34,15 +33,12 @@ from live_server import (
     serving,
     until,
 )
+from marks import needs_php
 
 pytestmark = pytest.mark.timeout(180)
 
 PLUGINS = (TESTS / "support" / "chaos_plugins.py").read_text()
-php = [
-    pytest.mark.php,
-    pytest.mark.skipif(shutil.which("php") is None, reason="there is no php command on this machine"),
-]
-SDKS = [pytest.param(PHP_WORKER, id="php", marks=php), pytest.param(PYTHON_WORKER, id="python")]
+SDKS = [pytest.param(PHP_WORKER, id="php", marks=needs_php), pytest.param(PYTHON_WORKER, id="python")]
 
 
 def plugins_in(server: Server, message: str) -> list[str]:

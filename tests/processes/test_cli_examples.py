@@ -12,7 +12,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from free_ports import free_port
+
+from trailboss.chaos.instance import free_port
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,19 +34,16 @@ from live_server import (
     until_async,
     untyped,
 )
+from marks import needs_php
 
 pytestmark = pytest.mark.timeout(180)
 
 PLUGINS = (TESTS / "support" / "chaos_plugins.py").read_text()
-php = [
-    pytest.mark.php,
-    pytest.mark.skipif(shutil.which("php") is None, reason="there is no php command on this machine"),
-]
 LISTING = {
     "php": f"php {TESTS}/php/on_init_list.php",
     "python": f"{sys.executable} {TESTS}/support/on_init_list.py",
 }
-LANGUAGES = [pytest.param("php", marks=php), "python"]
+LANGUAGES = [pytest.param("php", marks=needs_php), "python"]
 SUPPORT_PATH = {"PYTHONPATH": str(TESTS / "support")}
 
 

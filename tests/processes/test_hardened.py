@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from free_ports import free_port
+
+from trailboss.chaos.instance import free_port
 
 TESTS = Path(__file__).resolve().parent.parent
 MOUNTS = "mount --make-rprivate / && mount -o remount,bind,ro / && mount -t tmpfs tmpfs /run && mkdir -m 700 /run/trailboss /run/tmp"

@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 
 import trio
-from free_ports import free_port
 from live_server import PATIENCE, rss_bytes, until
+
+from trailboss.chaos.instance import free_port
 
 APPLICATION = """
 import time

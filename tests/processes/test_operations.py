@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from free_ports import free_port
+
+from trailboss.chaos.instance import free_port
 
 from .test_cli_server import Server
 

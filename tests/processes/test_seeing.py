@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from free_ports import free_port
 
+from trailboss.chaos.instance import free_port
 from trailboss.small_http import CONNECTIONS_MAX
 
 pytestmark = pytest.mark.timeout(120)

@@ -23,12 +23,12 @@ from pathlib import Path
 
 import pytest
 
+from trailboss.chaos.instance import free_port
 from trailboss.reaping import dead_children
 
 TESTS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS / "support"))
 
-from free_ports import free_port  # noqa: E402  the same
 from live_server import MARK, children_of, marked  # noqa: E402  the line above makes it findable
 from tls_files import TlsFiles, make_files  # noqa: E402
 

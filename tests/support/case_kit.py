@@ -5,7 +5,6 @@ The pool of jobs beside it is small and honest: it shows that one pool's trouble
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,17 @@ import pytest
 import trio
 from http_server import Reply, free_port, request, take_answer
 from live_server import PATIENCE, PHASE_WORKER, TESTS, Server, configuration, until_async
+from marks import needs_php
 
-PHP = [
-    pytest.mark.php,
-    pytest.mark.skipif(shutil.which("php") is None, reason="there is no php command on this machine"),
-]
 #: The two kinds of worker, by name.
 COMMANDS = {
     "php": ["php", f"{TESTS}/support/case_worker.php"],
     "python": [sys.executable, f"{TESTS}/support/case_worker.py"],
 }
-KINDS = [pytest.param("php", marks=PHP), "python"]
+KINDS = [pytest.param("php", marks=needs_php), "python"]
 #: Where it hardly matters which: the one always, the other in the long tier.
-MOSTLY_PHP = [pytest.param("php", marks=PHP), pytest.param("python", marks=pytest.mark.long)]
-MOSTLY_PYTHON = ["python", pytest.param("php", marks=[*PHP, pytest.mark.long])]
+MOSTLY_PHP = [pytest.param("php", marks=needs_php), pytest.param("python", marks=pytest.mark.long)]
+MOSTLY_PYTHON = ["python", pytest.param("php", marks=[*needs_php, pytest.mark.long])]
 #: A client waits so long for an answer; where RoadRunner hangs there is none.
 ANSWER_SECONDS = 5.0 * PATIENCE
 

@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from free_ports import free_port
 from live_server import MARK, PATIENCE, children_of, marked, rss_bytes, seen
 
+from trailboss.chaos.instance import free_port
 from trailboss_worker.sdk import RPC
 
 PHP_PROGRAMS = Path(__file__).resolve().parent.parent / "php"

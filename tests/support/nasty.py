@@ -12,7 +12,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from typing import Any
 import pytest
 from http_server import HttpServer, Load, Reply, Wish, free_port, request, take_answer, until
 from live_server import PATIENCE, TESTS, children_of, descriptors, install_plugins
+from marks import needs_php
 
 LIGHT = [sys.executable, "-S", "-E", f"{TESTS}/support/nasty_worker.py"]
 PHP_HTTP = ["php", f"{TESTS}/php/http_worker.php"]
@@ -32,10 +32,6 @@ PHP_JOBS = ["php", f"{TESTS}/php/jobs_worker.php"]
 PYTHON_JOBS = [sys.executable, f"{TESTS}/sdk/programs/jobs_worker.py"]
 TROUBLE = [sys.executable, f"{TESTS}/processes/programs/http_trouble.py"]
 CENSUS = (TESTS / "support" / "census_plugin.py").read_text()
-needs_php = [
-    pytest.mark.php,
-    pytest.mark.skipif(shutil.which("php") is None, reason="there is no php command on this machine"),
-]
 PHP_OR_LIGHT = [pytest.param(PHP_HTTP, id="php", marks=needs_php), pytest.param(LIGHT, id="python")]
 PHP_OR_PYTHON_JOBS = [
     pytest.param(PHP_JOBS, id="php", marks=needs_php),

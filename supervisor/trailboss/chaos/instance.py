@@ -52,6 +52,7 @@ START_SECONDS_MAX = 60.0
 LEFT_OVER_SECONDS = 2.0
 #: Below lie those of well-known services.
 PORT_MIN = 10_000
+_chance = random.SystemRandom()  # not the seeded one: each run, or test, would begin with the same ports
 SOCKET_NAME = "rpc.sock"
 #: Bytes that the path of a unix socket may have.
 SOCKET_PATH_MAX = 107
@@ -133,7 +134,7 @@ def _candidates() -> list[int]:
     except (OSError, ValueError):
         return [0]
     ports = [port for port in range(PORT_MIN, 65_536) if not low <= port <= high]
-    return [*random.sample(ports, min(len(ports), 200)), 0]
+    return [*_chance.sample(ports, min(len(ports), 200)), 0]
 
 
 def privacy_of(

@@ -144,25 +144,25 @@ def _read_job(row: list[object], names: dict[str, str]) -> Job:
     for value, (member, kind) in zip(row, _JOB_MEMBERS, strict=False):
         if type(value) is not kind:
             raise ParcelRefused(f"{member} of a job is a {type(value).__name__}, not a {kind.__name__}")
-    job_id, name, payload, headers, priority, delay_seconds, auto_ack, attempts, members, _ = row
-    if attempts < 0 or not _is_time(delay_seconds) or not _are_headers(headers):  # type: ignore[operator, arg-type] # checked above
-        raise ParcelRefused(f"attempts, delay or headers of the job {job_id!r} make no sense")
-    job = Job(
-        job_id,  # type: ignore[arg-type] # all of these are checked above
-        names.setdefault(name, name),  # type: ignore[arg-type]
-        payload,  # type: ignore[arg-type]
-        NO_HEADERS if headers == NO_HEADERS else headers,  # type: ignore[arg-type]
-        priority,  # type: ignore[arg-type]
-        delay_seconds,  # type: ignore[arg-type]
-        auto_ack,  # type: ignore[arg-type]
-    )
-    job.attempts = attempts  # type: ignore[assignment]
-    job.members = members  # type: ignore[assignment]
-    return job
-
-
-def _is_time(value: object) -> bool:
-    return type(value) is float and math.isfinite(value)
+    match row:
+        case [
+            str() as job_id,
+            str() as name,
+            bytes() as payload,
+            str() as headers,
+            int() as priority,
+            float() as delay_seconds,
+            bool() as auto_ack,
+            int() as attempts,
+            str() as members,
+            _,
+        ] if attempts >= 0 and math.isfinite(delay_seconds) and _are_headers(headers):
+            kept = NO_HEADERS if headers == NO_HEADERS else headers
+            job = Job(job_id, names.setdefault(name, name), payload, kept, priority, delay_seconds, auto_ack)
+            job.attempts = attempts
+            job.members = members
+            return job
+    raise ParcelRefused(f"attempts, delay or headers of the job {row[0]!r} make no sense")
 
 
 def _are_headers(text: str) -> bool:
